@@ -1,0 +1,148 @@
+"""Parts that more than one resource uses: pods, references, conditions."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ratchet.api.v1alpha1.base import ApiModel, Name, Rule
+
+Quantity = Annotated[
+    int | str, Field(json_schema_extra={"x-kubernetes-int-or-string": True})
+]
+LabelMap = Annotated[
+    dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)
+]
+
+
+class SecretReference(ApiModel):
+    """The name of a Secret in the same namespace."""
+
+    name: Name
+    namespace: str | None = Field(None, max_length=63, description="Always refused.")
+
+    rules: ClassVar = (
+        Rule(
+            "!has(self.namespace)",
+            "a reference carries a name and never a namespace: remove namespace and put the "
+            "Secret into the namespace of this object",
+            lambda self: self.namespace is None,
+        ),
+    )
+
+
+class LocalReference(ApiModel):
+    """The name of an object in the same namespace."""
+
+    name: Name
+    namespace: str | None = Field(None, max_length=63, description="Always refused.")
+
+    rules: ClassVar = (
+        Rule(
+            "!has(self.namespace)",
+            "a reference carries a name and never a namespace: remove namespace and create this "
+            "object in the namespace of what it refers to",
+            lambda self: self.namespace is None,
+        ),
+    )
+
+
+class Resources(ApiModel):
+    """CPU, memory and extended resources of a container, as in a Pod."""
+
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
+
+
+class Toleration(ApiModel):
+    """As in a Pod."""
+
+    key: str | None = Field(None, max_length=316)
+    operator: Literal["Exists", "Equal"] | None = None
+    value: str | None = Field(None, max_length=63)
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = Field(None, ge=0)
+
+
+class Placement(ApiModel):
+    """Where pods may run."""
+
+    node_selector: LabelMap | None = None
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] = []
+    priority_class_name: Name | None = None
+    runtime_class_name: Name | None = None
+
+
+class Volume(ApiModel):
+    """Files for the container: exactly one source, mounted read-only unless said otherwise."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    mount_path: str = Field(min_length=2, max_length=512, pattern=r"^/")
+    read_only: bool = True
+    persistent_volume_claim: Name | None = Field(None, description="Name of a PersistentVolumeClaim.")
+    config_map: Name | None = Field(None, description="Name of a ConfigMap.")
+    secret: Name | None = Field(None, description="Name of a Secret.")
+    empty_dir: Quantity | None = Field(None, description="Size limit of an empty folder, such as 2Gi.")
+    host_path: Annotated[dict[str, Any] | None, Field(
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+        description="Always refused.",
+    )] = None
+
+    rules: ClassVar = (
+        Rule(
+            "!has(self.hostPath)",
+            "hostPath is refused, for every pod of Ratchet passes the restricted profile: put the "
+            "data into a PersistentVolumeClaim and write persistentVolumeClaim: <name>",
+            lambda self: self.host_path is None,
+        ),
+        Rule(
+            "has(self.hostPath) || [has(self.persistentVolumeClaim), has(self.configMap), "
+            "has(self.secret), has(self.emptyDir)].filter(x, x).size() == 1",
+            "a volume has exactly one source: write one of persistentVolumeClaim, configMap, "
+            "secret or emptyDir",
+            lambda self: self.host_path is not None
+            or sum(
+                source is not None
+                for source in (self.persistent_volume_claim, self.config_map, self.secret, self.empty_dir)
+            )
+            == 1,
+        ),
+    )
+
+
+class PodFields(ApiModel):
+    """What a user may say of a pod that Ratchet makes. The rest is fixed, to stay restricted."""
+
+    image: str | None = Field(
+        None, min_length=1, max_length=512, description="Default: the image of the installation."
+    )
+    image_pull_secrets: Annotated[list[SecretReference], Field(max_length=8)] = []
+    resources: Resources | None = None
+    placement: Placement | None = None
+    volumes: Annotated[list[Volume], Field(max_length=16)] = []
+    host_network: bool | None = Field(None, description="Always refused.")
+    privileged: bool | None = Field(None, description="Always refused.")
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.hostNetwork) || !self.hostNetwork",
+            "hostNetwork is refused, for every pod of Ratchet passes the restricted profile: remove it",
+            lambda self: not self.host_network,
+        ),
+        Rule(
+            "!has(self.privileged) || !self.privileged",
+            "privileged is refused, for every pod of Ratchet passes the restricted profile: remove "
+            "it; for a device, ask for its extended resource under resources.limits",
+            lambda self: not self.privileged,
+        ),
+    )
+
+
+class Condition(ApiModel):
+    """A metav1.Condition."""
+
+    type: str = Field(min_length=1, max_length=316)
+    status: Literal["True", "False", "Unknown"]
+    reason: str = Field(min_length=1, max_length=1024)
+    message: str = Field("", max_length=32768)
+    last_transition_time: str = Field(max_length=64, json_schema_extra={"format": "date-time"})
+    observed_generation: int | None = None
