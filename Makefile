@@ -30,4 +30,5 @@ venv: $(VENV)/.done ## Make the development environment in .venv
 lock: | $(UV) ## Resolve every dependency anew into requirements.lock
 	$(UV) pip compile --quiet pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml rollout_image/pyproject.toml \
 	  --all-extras --group dev --universal --upgrade --no-header --no-annotate --no-emit-package ratchet-rl -o requirements.lock
-	@sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements.lock
+	@# One line for torch: its CPU and CUDA builds are the same release, and which one is installed depends on the machine.
+	@sed -i -e 's/^\(torch==[0-9.]*\).*/\1/' requirements.lock && uniq requirements.lock requirements.lock.new && mv requirements.lock.new requirements.lock
