@@ -6,14 +6,17 @@ from pydantic import Field
 
 from ratchet.api.v1alpha1.base import ApiModel, Name, Rule
 
+QUANTITY_PATTERN = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$"
 Quantity = Annotated[
-    int | str, Field(json_schema_extra={"x-kubernetes-int-or-string": True})
+    int | Annotated[str, Field(max_length=32, pattern=QUANTITY_PATTERN)],
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
 ]
 LabelMap = Annotated[
     dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)
 ]
 
 
+# `namespace` is a keyword of CEL, so its rules write __namespace__.
 class SecretReference(ApiModel):
     """The name of a Secret in the same namespace."""
 
@@ -22,7 +25,7 @@ class SecretReference(ApiModel):
 
     rules: ClassVar = (
         Rule(
-            "!has(self.namespace)",
+            "!has(self.__namespace__)",
             "a reference carries a name and never a namespace: remove namespace and put the "
             "Secret into the namespace of this object",
             lambda self: self.namespace is None,
@@ -38,7 +41,7 @@ class LocalReference(ApiModel):
 
     rules: ClassVar = (
         Rule(
-            "!has(self.namespace)",
+            "!has(self.__namespace__)",
             "a reference carries a name and never a namespace: remove namespace and create this "
             "object in the namespace of what it refers to",
             lambda self: self.namespace is None,

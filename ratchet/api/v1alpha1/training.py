@@ -20,7 +20,7 @@ class Environment(ApiModel):
     entry_point: str | None = Field(
         None,
         max_length=253,
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$",
         description="package.module:function that returns a gymnasium.Env.",
     )
     image: str | None = Field(
