@@ -1,34 +1,125 @@
-# Ratchet's targets. `make help` lists them.
+# Ratchet's targets. `make help` lists them; `make demo` is where to begin.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-PYTHON ?= python3.11
-UV := $(shell command -v uv 2>/dev/null || echo .build/tools/bin/uv)
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+export RATCHET_HOME ?= $(HOME)/.cache/ratchet
+NODES ?= 1
+NAMESPACE ?= ratchet-system
+
+# A folder of wheels beside the checkout saves the download of torch's CUDA build; nothing requires it.
 ifneq ($(wildcard ../shared/wheels),)
 export UV_FIND_LINKS ?= $(abspath ../shared/wheels)
 endif
-VENV := .venv
-BIN := $(VENV)/bin
+
+# What hack/setup had to install comes first.
+export PATH := $(abspath .build/path):$(PATH)
+BIN := .venv/bin
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+MANIFESTS := pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml rollout_image/pyproject.toml
 PROJECTS := -e '.[data,cli]' -e operator -e trainer_image -e rollout_image
+IMAGES := operator trainer rollout
+CLUSTER_ENV = KUBECONFIG=$(RATCHET_HOME)/kubeconfig
+
+##@ Begin here
+
+.PHONY: demo
+demo: doctor venv install ## From nothing to a learned policy on a local cluster, shown live
+	@$(CLUSTER_ENV) hack/demo
+
+.PHONY: test
+test: doctor venv install ## Test everything, on the local cluster where a cluster is what is tested
+	@$(CLUSTER_ENV) $(BIN)/pytest tests
 
 .PHONY: help
 help: ## List every target
-	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z][a-z0-9-]*:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.build/tools/bin/uv:
-	@command -v $(PYTHON) >/dev/null || { echo "Ratchet needs Python 3.11 or newer: install it, or say make PYTHON=python3.12 …"; exit 69; }
-	$(PYTHON) -m venv .build/tools && .build/tools/bin/pip install --quiet uv
+##@ The local cluster
 
-$(VENV)/.done: pyproject.toml requirements.lock operator/pyproject.toml trainer_image/pyproject.toml rollout_image/pyproject.toml | $(UV)
-	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python --constraint requirements.lock --group dev $(PROJECTS)
-	@touch $@
+.PHONY: cluster
+cluster: doctor ## Bring up a kind cluster with metrics, storage and S3; NODES=2 for one more worker
+	@hack/cluster up --nodes $(NODES)
 
-.PHONY: venv
-venv: $(VENV)/.done ## Make the development environment in .venv
+.PHONY: images
+images: cluster ## Build the images and load them into the cluster, where they changed
+	@hack/cluster base-images
+	@hack/cluster build $(IMAGES)
+	@hack/cluster load --all $(IMAGES)
+
+.PHONY: install
+install: images ## Install the Helm chart into the cluster
+	@$(CLUSTER_ENV) hack/install $(NAMESPACE)
+
+.PHONY: kubeconfig
+kubeconfig: ## Print the line that points kubectl and ratchet at the local cluster
+	@echo "export KUBECONFIG=$(RATCHET_HOME)/kubeconfig"
+
+.PHONY: stop
+stop: ## Delete the cluster; images and tools stay for next time
+	@hack/cluster down
+
+.PHONY: clean
+clean: ## Leave nothing behind: cluster, images, tools, environment, caches
+	@hack/cluster clean
+	@rm -rf .venv .build .pytest_cache .ruff_cache .hypothesis .import_linter_cache benchmarks/results
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+##@ Development
+
+.PHONY: test-fast
+test-fast: setup venv ## Test everything that needs no cluster
+	@$(BIN)/pytest tests -m 'not cluster'
+
+.PHONY: lint
+lint: venv ## Style, types and who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: venv ## Format the code
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+.PHONY: manifests
+manifests: venv ## Write the CRDs from the API's models
+	@$(BIN)/python -m ratchet.api.crd
+
+.PHONY: verify
+verify: venv ## Fail where something generated is out of date
+	@$(BIN)/python -m ratchet.api.crd --check
+	@$(BIN)/ratchet validate -f examples
+
+.PHONY: benchmark
+benchmark: install ## Measure against Stable-Baselines3 and print ratios
+	@uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --group benchmark
+	@$(CLUSTER_ENV) $(BIN)/python benchmarks/cartpole_wall_time.py
 
 .PHONY: lock
-lock: | $(UV) ## Resolve every dependency anew into requirements.lock
-	$(UV) pip compile --quiet pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml rollout_image/pyproject.toml \
-	  --all-extras --group dev --universal --upgrade --no-header --no-annotate --no-emit-package ratchet-rl -o requirements.lock
-	@# One line for torch: its CPU and CUDA builds are the same release, and which one is installed depends on the machine.
-	@sed -i -e 's/^\(torch==[0-9.]*\).*/\1/' requirements.lock && uniq requirements.lock requirements.lock.new && mv requirements.lock.new requirements.lock
+lock: setup ## Resolve every dependency anew into requirements.lock
+	@uv pip compile --quiet $(MANIFESTS) --all-extras --group dev --group benchmark --universal --upgrade \
+	  --no-header --no-annotate --no-emit-package ratchet-rl -o requirements.lock >/dev/null
+	@# One line for torch: its CPU and CUDA builds are one release, and which of them is installed depends on the machine.
+	@sed -i -e 's/^\(torch==[0-9.]*\).*/\1/' requirements.lock && uniq requirements.lock .build/lock && mv .build/lock requirements.lock
+
+.PHONY: venv
+venv: .venv/.done ## Make the development environment in .venv
+
+##@ Preparation, called by the others
+
+.PHONY: doctor
+doctor: setup ## Say at once what a cluster would need and this machine lacks
+	@hack/cluster doctor
+
+.PHONY: setup
+setup: ## Install what the project needs of the system, where it may
+	@PYTHON=$(PYTHON) hack/setup
+
+.venv/.done: $(MANIFESTS) requirements.lock | setup
+	@echo "Python environment in .venv …"
+	@test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) .venv
+	@uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --group dev $(PROJECTS)
+	@touch $@

@@ -1,0 +1,123 @@
+"""What the cluster tests say to the real cluster: kubectl, waiting with a deadline, S3, a diary of failures."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+class KubectlError(AssertionError):
+    """kubectl refused; the text is what it printed."""
+
+
+def eventually(what: str, probe: Callable[[], T | None], deadline: float = 180) -> T:
+    """Return the first truthy answer of `probe`, asked four times a second.
+
+    Raises:
+        AssertionError: `deadline` seconds went by; names `what` and the last answer.
+    """
+    end = time.monotonic() + deadline
+    while True:
+        answer = probe()
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {deadline:.0f} s; last seen: {answer!r}")
+        time.sleep(0.25)
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """One namespace of the cluster under test."""
+
+    name: str
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl in this namespace.
+
+        Raises:
+            KubectlError: it ended with another code than 0.
+        """
+        done = subprocess.run(
+            ["kubectl", "--namespace", self.name, *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if done.returncode:
+            raise KubectlError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def apply(self, manifest: Json) -> None:
+        self.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(manifest))
+
+    def find(self, kind: str, name: str) -> Json | None:
+        """The object, or None where there is none."""
+        text = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
+        return json.loads(text) if text.strip() else None
+
+    def list(self, kind: str, selector: str = "") -> list[Json]:
+        return json.loads(self.kubectl("get", kind, "-l", selector, "-o", "json"))["items"]
+
+    def patch(self, kind: str, name: str, change: Json, *, subresource: str | None = None) -> None:
+        extra = ("--subresource", subresource) if subresource else ()
+        self.kubectl("patch", kind, name, "--type", "merge", "-p", json.dumps(change), *extra)
+
+    def children(self, job: str) -> dict[str, str]:
+        """`kind/name` to UID of everything labelled as the job's."""
+        kinds = "deployments,jobs,pods,services,configmaps,secrets,rolloutpools,networkpolicies"
+        items = self.list(kinds, f"ratchet.dev/job={job}")
+        return {f"{i['kind']}/{i['metadata']['name']}": i["metadata"]["uid"] for i in items}
+
+    def diary(self) -> str:
+        """What a person would ask for after a failure: objects, events, the pods' logs."""
+        parts = [
+            self.kubectl("get", "rlj,rlp,pods,deployments,jobs", "-o", "wide"),
+            self.kubectl("get", "rlj", "-o", "yaml"),
+            self.kubectl("get", "events", "--sort-by=.lastTimestamp"),
+        ]
+        for pod in self.list("pods"):
+            name = pod["metadata"]["name"]
+            for previous in ("--previous=false", "--previous=true"):
+                try:
+                    log = self.kubectl("logs", name, previous, "--tail=40")
+                except KubectlError as absent:
+                    log = str(absent)
+                parts.append(f"--- {name} {previous}\n{log}")
+        return "\n".join(parts)
+
+
+def condition(job: Json | None, kind: str) -> Json:
+    """The condition of that type, or an empty one."""
+    conditions = (job or {}).get("status", {}).get("conditions", [])
+    return next((c for c in conditions if c["type"] == kind), {})
+
+
+def progress(job: Json | None) -> Json:
+    return (job or {}).get("status", {}).get("progress", {})
+
+
+@contextmanager
+def forwarded(namespace: str, target: str, port: int) -> Iterator[str]:
+    """`127.0.0.1:<port>` that reaches `target` in the cluster for as long as the block lasts."""
+    process = subprocess.Popen(
+        ["kubectl", "--namespace", namespace, "port-forward", target, f":{port}"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()  # «Forwarding from 127.0.0.1:41234 -> 9000»
+        assert "->" in line, f"kubectl port-forward {target}: {line!r}"
+        yield line.split("from ")[1].split(" ->")[0]
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
