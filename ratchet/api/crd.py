@@ -53,7 +53,7 @@ def _validation(rule: Rule | Transition) -> Schema:
 
 
 def structural(model: type[ApiModel]) -> Schema:
-    """The structural schema of a model."""
+    """Build the structural schema of a model."""
     schema = model.model_json_schema(by_alias=True, schema_generator=_Generator)
     return _structural(schema, schema.get("$defs", {}))
 
@@ -128,7 +128,7 @@ def _without_none(value: Any) -> Any:
 
 
 def root_schema(kind: Kind) -> Schema:
-    """The schema of a whole object of a kind."""
+    """Build the schema of a whole object of a kind."""
     return {
         "description": kind.description,
         "type": "object",
@@ -155,7 +155,7 @@ def _column(column: Column) -> Schema:
 
 
 def definition(kind: Kind) -> Schema:
-    """The CustomResourceDefinition of a kind."""
+    """Build the CustomResourceDefinition of a kind."""
     scale = {
         "specReplicasPath": kind.scale.spec_replicas,
         "statusReplicasPath": kind.scale.status_replicas,
@@ -228,7 +228,7 @@ def files() -> Iterator[tuple[Path, str]]:
 
 
 def drift(root: Path) -> list[str]:
-    """What differs between the files below root and what the models say; empty when nothing does."""
+    """Name what differs between the files below root and the models; empty when nothing does."""
     found: list[str] = []
     for path, text in files():
         target = root / path

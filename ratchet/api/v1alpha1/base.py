@@ -20,6 +20,7 @@ class Rule:
         cel: CEL over `self`, evaluated by the API server.
         message: what is wrong and what to write instead.
         holds: the same predicate over the pydantic model.
+
     """
 
     cel: str
@@ -38,9 +39,7 @@ class Transition:
 class ApiModel(BaseModel):
     """An immutable API object: camelCase on the wire, unknown fields refused."""
 
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
-    )
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
     rules: ClassVar[tuple[Rule, ...]] = ()
     transitions: ClassVar[tuple[Transition, ...]] = ()
@@ -53,7 +52,7 @@ class ApiModel(BaseModel):
         return self
 
     def to_wire(self) -> dict[str, Any]:
-        """The JSON form that is written to Kubernetes: camelCase, absent fields left out."""
+        """Return the JSON form that is written to Kubernetes: camelCase, absent fields left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -70,9 +69,7 @@ Duration = Annotated[
         description="A duration such as 90s, 15m or 2h30m.",
     ),
 ]
-FreeForm = Annotated[
-    dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
-]
+FreeForm = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 
 
 def seconds(duration: str) -> int:

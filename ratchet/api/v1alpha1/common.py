@@ -11,9 +11,7 @@ Quantity = Annotated[
     int | Annotated[str, Field(max_length=32, pattern=QUANTITY_PATTERN)],
     Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
 ]
-LabelMap = Annotated[
-    dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)
-]
+LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)]
 
 
 # `namespace` is a keyword of CEL, so its rules write __namespace__.
@@ -21,7 +19,7 @@ class SecretReference(ApiModel):
     """The name of a Secret in the same namespace."""
 
     name: Name
-    namespace: str | None = Field(None, max_length=63, description="Always refused.")
+    namespace: str | None = Field(default=None, max_length=63, description="Always refused.")
 
     rules: ClassVar = (
         Rule(
@@ -37,7 +35,7 @@ class LocalReference(ApiModel):
     """The name of an object in the same namespace."""
 
     name: Name
-    namespace: str | None = Field(None, max_length=63, description="Always refused.")
+    namespace: str | None = Field(default=None, max_length=63, description="Always refused.")
 
     rules: ClassVar = (
         Rule(
@@ -59,18 +57,18 @@ class Resources(ApiModel):
 class Toleration(ApiModel):
     """As in a Pod."""
 
-    key: str | None = Field(None, max_length=316)
+    key: str | None = Field(default=None, max_length=316)
     operator: Literal["Exists", "Equal"] | None = None
-    value: str | None = Field(None, max_length=63)
+    value: str | None = Field(default=None, max_length=63)
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    toleration_seconds: int | None = Field(None, ge=0)
+    toleration_seconds: int | None = Field(default=None, ge=0)
 
 
 class Placement(ApiModel):
     """Where pods may run."""
 
     node_selector: LabelMap | None = None
-    tolerations: Annotated[list[Toleration], Field(max_length=32)] = []
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] = Field(default=[])
     priority_class_name: Name | None = None
     runtime_class_name: Name | None = None
 
@@ -81,14 +79,19 @@ class Volume(ApiModel):
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
     mount_path: str = Field(min_length=2, max_length=512, pattern=r"^/")
     read_only: bool = True
-    persistent_volume_claim: Name | None = Field(None, description="Name of a PersistentVolumeClaim.")
-    config_map: Name | None = Field(None, description="Name of a ConfigMap.")
-    secret: Name | None = Field(None, description="Name of a Secret.")
-    empty_dir: Quantity | None = Field(None, description="Size limit of an empty folder, such as 2Gi.")
-    host_path: Annotated[dict[str, Any] | None, Field(
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
-        description="Always refused.",
-    )] = None
+    persistent_volume_claim: Name | None = Field(default=None, description="Name of a PersistentVolumeClaim.")
+    config_map: Name | None = Field(default=None, description="Name of a ConfigMap.")
+    secret: Name | None = Field(default=None, description="Name of a Secret.")
+    empty_dir: Quantity | None = Field(
+        default=None, description="Size limit of an empty folder, such as 2Gi."
+    )
+    host_path: Annotated[
+        dict[str, Any] | None,
+        Field(
+            json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+            description="Always refused.",
+        ),
+    ] = None
 
     rules: ClassVar = (
         Rule(
@@ -102,12 +105,14 @@ class Volume(ApiModel):
             "has(self.secret), has(self.emptyDir)].filter(x, x).size() == 1",
             "a volume has exactly one source: write one of persistentVolumeClaim, configMap, "
             "secret or emptyDir",
-            lambda self: self.host_path is not None
-            or sum(
-                source is not None
-                for source in (self.persistent_volume_claim, self.config_map, self.secret, self.empty_dir)
-            )
-            == 1,
+            lambda self: (
+                self.host_path is not None
+                or sum(
+                    source is not None
+                    for source in (self.persistent_volume_claim, self.config_map, self.secret, self.empty_dir)
+                )
+                == 1
+            ),
         ),
     )
 
@@ -116,14 +121,14 @@ class PodFields(ApiModel):
     """What a user may say of a pod that Ratchet makes. The rest is fixed, to stay restricted."""
 
     image: str | None = Field(
-        None, min_length=1, max_length=512, description="Default: the image of the installation."
+        default=None, min_length=1, max_length=512, description="Default: the image of the installation."
     )
-    image_pull_secrets: Annotated[list[SecretReference], Field(max_length=8)] = []
+    image_pull_secrets: Annotated[list[SecretReference], Field(max_length=8)] = Field(default=[])
     resources: Resources | None = None
     placement: Placement | None = None
-    volumes: Annotated[list[Volume], Field(max_length=16)] = []
-    host_network: bool | None = Field(None, description="Always refused.")
-    privileged: bool | None = Field(None, description="Always refused.")
+    volumes: Annotated[list[Volume], Field(max_length=16)] = Field(default=[])
+    host_network: bool | None = Field(default=None, description="Always refused.")
+    privileged: bool | None = Field(default=None, description="Always refused.")
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -146,6 +151,6 @@ class Condition(ApiModel):
     type: str = Field(min_length=1, max_length=316)
     status: Literal["True", "False", "Unknown"]
     reason: str = Field(min_length=1, max_length=1024)
-    message: str = Field("", max_length=32768)
+    message: str = Field(default="", max_length=32768)
     last_transition_time: str = Field(max_length=64, json_schema_extra={"format": "date-time"})
     observed_generation: int | None = None

@@ -38,6 +38,7 @@ class Kind:
 
     Attributes:
         rules: over the whole object as it is written in YAML; `holds` gets a mapping.
+
     """
 
     name: str
@@ -88,7 +89,9 @@ RL_TRAINING_JOB = Kind(
     columns=(
         Column("Status", '.status.conditions[?(@.status=="True")].type', "string"),
         Column("Steps", ".status.progress.steps"),
-        Column("Return", ".status.progress.meanReturn", "number", 0, "Mean of the last 100 training episodes."),
+        Column(
+            "Return", ".status.progress.meanReturn", "number", 0, "Mean of the last 100 training episodes."
+        ),
         Column("Eval", ".status.evaluation.latest.meanReturn", "number", 0, "Mean of the newest evaluation."),
         Column("Steps/s", ".status.progress.stepsPerSecond", "number"),
         Column("Workers", ".status.workers.ready", "integer", 0, "Workers ready."),
@@ -114,7 +117,13 @@ ROLLOUT_POOL = Kind(
         Column("Wanted", ".status.wanted"),
         Column("Ready", ".status.ready"),
         Column("Steps/s", ".status.stepsPerSecond", "number"),
-        Column("Waiting", ".status.waitingFraction", "number", 0, "Fraction of time spent waiting for the learner."),
+        Column(
+            "Waiting",
+            ".status.waitingFraction",
+            "number",
+            0,
+            "Fraction of time spent waiting for the learner.",
+        ),
         Column("Restarts", ".status.restarts"),
         AGE,
         Column("Job", ".spec.trainingJobRef.name", "string", 1),

@@ -12,9 +12,9 @@ class RolloutPoolSpec(PodFields):
     """Workers of one shape. A job makes one pool; more may be added, on spot nodes for instance."""
 
     training_job_ref: LocalReference
-    replicas: int = Field(1, ge=0, le=10_000)
-    min_replicas: int = Field(0, ge=0)
-    max_replicas: int = Field(10_000, ge=1, le=10_000)
+    replicas: int = Field(default=1, ge=0, le=10_000)
+    min_replicas: int = Field(default=0, ge=0)
+    max_replicas: int = Field(default=10_000, ge=1, le=10_000)
     suspend: bool = False
 
     rules: ClassVar = (
@@ -37,13 +37,13 @@ class RolloutPoolStatus(ApiModel):
     """What is. `replicas` and `selector` serve the scale subresource."""
 
     observed_generation: int | None = None
-    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default=[])
     replicas: int = 0
     wanted: int = 0
     ready: int = 0
     restarts: int = 0
     steps_per_second: float | None = None
     waiting_fraction: float | None = Field(
-        None, description="Fraction of time workers wait for the learner: back-pressure."
+        default=None, description="Fraction of time workers wait for the learner: back-pressure."
     )
     selector: str | None = None

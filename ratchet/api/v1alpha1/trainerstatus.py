@@ -43,4 +43,4 @@ class TrainerStatus(ApiModel):
     progress: Progress = Progress()
     evaluation: Evaluations = Evaluations()
     checkpoints: Checkpoints = Checkpoints()
-    pools: dict[str, PoolExperience] = {}
+    pools: dict[str, PoolExperience] = Field(default={})

@@ -19,10 +19,12 @@ from ratchet.api.v1alpha1.training import (
 class Gpu(ApiModel):
     """GPUs for the trainer."""
 
-    count: int = Field(1, ge=0, le=16)
-    resource_name: str = Field("nvidia.com/gpu", max_length=253, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")
+    count: int = Field(default=1, ge=0, le=16)
+    resource_name: str = Field(
+        default="nvidia.com/gpu", max_length=253, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$"
+    )
     fallback: Literal["CPU", "None"] = Field(
-        "CPU", description="When no node has such GPUs: train on CPU and say so, or wait."
+        default="CPU", description="When no node has such GPUs: train on CPU and say so, or wait."
     )
 
 
@@ -35,14 +37,17 @@ class Trainer(PodFields):
 class Rollouts(PodFields):
     """The workers that play the environment."""
 
-    replicas: int = Field(1, ge=1, le=10_000)
-    min_replicas: int | None = Field(None, ge=1, description="Default: replicas.")
-    max_replicas: int | None = Field(None, ge=1, le=10_000, description="Default: replicas.")
+    replicas: int = Field(default=1, ge=1, le=10_000)
+    min_replicas: int | None = Field(default=None, ge=1, description="Default: replicas.")
+    max_replicas: int | None = Field(default=None, ge=1, le=10_000, description="Default: replicas.")
     mode: Literal["Sync", "BoundedAsync"] = Field(
-        "Sync", description="Sync waits for the newest policy; BoundedAsync lets workers run ahead."
+        default="Sync", description="Sync waits for the newest policy; BoundedAsync lets workers run ahead."
     )
     max_policy_lag: int | None = Field(
-        None, ge=1, le=64, description="BoundedAsync only: the oldest policy version accepted. Default 1."
+        default=None,
+        ge=1,
+        le=64,
+        description="BoundedAsync only: the oldest policy version accepted. Default 1.",
     )
 
     rules: ClassVar = (
@@ -68,7 +73,7 @@ class Rollouts(PodFields):
 class ManagedRedis(ApiModel):
     """A Redis server of the job's own."""
 
-    max_memory: str = Field("256Mi", max_length=16, pattern=r"^[1-9][0-9]*(Mi|Gi)$")
+    max_memory: str = Field(default="256Mi", max_length=16, pattern=r"^[1-9][0-9]*(Mi|Gi)$")
     resources: Resources | None = None
 
 
@@ -92,9 +97,11 @@ class Experience(ApiModel):
             "self.type == 'External' ? (has(self.external) && !has(self.managed)) : !has(self.external)",
             "experience.type does not fit its member: write type: Managed with managed: {…}, or "
             "type: External with external: {secretRef: {name: …}}",
-            lambda self: (self.external is not None and self.managed is None)
-            if self.type == "External"
-            else self.external is None,
+            lambda self: (
+                (self.external is not None and self.managed is None)
+                if self.type == "External"
+                else self.external is None
+            ),
         ),
     )
 
@@ -111,9 +118,12 @@ class FailureRule(ApiModel):
 
     action: Literal["FailJob", "Ignore", "Count"]
     on_exit_codes: OnExitCodes | None = None
-    on_reasons: Annotated[
-        list[Literal["OOMKilled", "Evicted", "Preempted", "NodeLost", "Error"]], Field(max_length=8)
-    ] | None = None
+    on_reasons: (
+        Annotated[
+            list[Literal["OOMKilled", "Evicted", "Preempted", "NodeLost", "Error"]], Field(max_length=8)
+        ]
+        | None
+    ) = None
 
     rules: ClassVar = (
         Rule(
@@ -127,8 +137,8 @@ class FailureRule(ApiModel):
 class FailurePolicy(ApiModel):
     """How many failures a job survives, and which of them count."""
 
-    backoff_limit: int = Field(3, ge=0, le=1000)
-    rules_: Annotated[list[FailureRule], Field(max_length=32)] = Field([], alias="rules")
+    backoff_limit: int = Field(default=3, ge=0, le=1000)
+    rules_: Annotated[list[FailureRule], Field(max_length=32)] = Field(default=[], alias="rules")
 
 
 class RLTrainingJobSpec(ApiModel):
@@ -144,17 +154,20 @@ class RLTrainingJobSpec(ApiModel):
     stop: Stop
     failure_policy: FailurePolicy = FailurePolicy()
     suspend: bool = False
-    ttl_seconds_after_finished: int | None = Field(None, ge=0)
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0)
 
     rules: ClassVar = (
         Rule(
             "has(self.stop.maxSteps) || (self.algorithm.ppo.learningRateSchedule == 'Constant' && "
             "self.algorithm.ppo.clipRangeSchedule == 'Constant')",
-            "a Linear schedule falls to zero at stop.maxSteps: write stop.maxSteps, or make the schedule Constant",
-            lambda self: self.stop.max_steps is not None
-            or (
-                self.algorithm.ppo.learning_rate_schedule == "Constant"
-                and self.algorithm.ppo.clip_range_schedule == "Constant"
+            "a Linear schedule falls to zero at stop.maxSteps: write stop.maxSteps, or make the schedule "
+            "Constant",
+            lambda self: (
+                self.stop.max_steps is not None
+                or (
+                    self.algorithm.ppo.learning_rate_schedule == "Constant"
+                    and self.algorithm.ppo.clip_range_schedule == "Constant"
+                )
             ),
         ),
         Rule(
@@ -162,18 +175,21 @@ class RLTrainingJobSpec(ApiModel):
             "self.environment.vectorSize * self.rollouts.replicas",
             "algorithm.ppo.minibatchSize is larger than a whole batch, which is ppo.rolloutSteps x "
             "environment.vectorSize x rollouts.replicas: make it smaller or the batch larger",
-            lambda self: self.algorithm.ppo.minibatch_size
-            <= self.algorithm.ppo.rollout_steps * self.environment.vector_size * self.rollouts.replicas,
+            lambda self: (
+                self.algorithm.ppo.minibatch_size
+                <= self.algorithm.ppo.rollout_steps * self.environment.vector_size * self.rollouts.replicas
+            ),
         ),
     )
-    transitions: ClassVar = tuple(
-        Transition(
-            f"self.{field} == oldSelf.{field}",
-            f"{field} can't be changed once the job exists, for its checkpoints would no longer fit: "
-            "create a job with another name",
-        )
-        for field in ("environment", "algorithm", "experience")
-    ) + (
+    transitions: ClassVar = (
+        *(
+            Transition(
+                f"self.{field} == oldSelf.{field}",
+                f"{field} can't be changed once the job exists, for its checkpoints would no longer fit: "
+                "create a job with another name",
+            )
+            for field in ("environment", "algorithm", "experience")
+        ),
         Transition(
             "self.checkpoint.s3.bucket == oldSelf.checkpoint.s3.bucket && "
             "self.checkpoint.s3.prefix == oldSelf.checkpoint.s3.prefix",
@@ -183,7 +199,7 @@ class RLTrainingJobSpec(ApiModel):
     )
 
     def config(self, namespace: str, name: str, uid: str) -> TrainingConfig:
-        """The resolved configuration that trainer and workers read."""
+        """Return the resolved configuration that trainer and workers read."""
         lag = (self.rollouts.max_policy_lag or 1) if self.rollouts.mode == "BoundedAsync" else 0
         return TrainingConfig(
             namespace=namespace,
@@ -202,18 +218,20 @@ class RLTrainingJobSpec(ApiModel):
 class Progress(ApiModel):
     """Where training stands; rates are over the last seconds, counts since the job began."""
 
-    steps: int = Field(0, description="Environment steps accepted by the learner, each counted once.")
+    steps: int = Field(default=0, description="Environment steps accepted by the learner, each counted once.")
     updates: int = 0
     episodes: int = 0
-    mean_return: float | None = Field(None, description="Over the last 100 training episodes.")
+    mean_return: float | None = Field(default=None, description="Over the last 100 training episodes.")
     mean_length: float | None = None
     steps_per_second: float | None = None
     policy_version: int = 0
-    policy_lag: float | None = Field(None, description="Mean versions behind of the fragments in the last batch.")
+    policy_lag: float | None = Field(
+        default=None, description="Mean versions behind of the fragments in the last batch."
+    )
     fragments_accepted: int = 0
     fragments_duplicate: int = 0
     fragments_dropped: int = 0
-    learner_busy: float | None = Field(None, description="Fraction of time spent in updates.")
+    learner_busy: float | None = Field(default=None, description="Fraction of time spent in updates.")
 
 
 class EvaluationResult(ApiModel):
@@ -270,11 +288,11 @@ class RLTrainingJobStatus(ApiModel):
     """What is."""
 
     observed_generation: int | None = None
-    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    conditions: Annotated[list[Condition], Field(max_length=16)] = Field(default=[])
     start_time: str | None = None
     completion_time: str | None = None
-    attempt: int = Field(0, description="Starts at 1; each counted failure begins the next.")
-    failures: Annotated[list[Failure], Field(max_length=16)] = []
+    attempt: int = Field(default=0, description="Starts at 1; each counted failure begins the next.")
+    failures: Annotated[list[Failure], Field(max_length=16)] = Field(default=[])
     failures_counted: int = 0
     device: Literal["CPU", "GPU"] | None = None
     progress: Progress | None = None
@@ -282,5 +300,6 @@ class RLTrainingJobStatus(ApiModel):
     checkpoints: Checkpoints | None = None
     workers: Workers | None = None
     redis_secret_uid: str | None = None
-    active_seconds: int | None = Field(None, description="Time spent training, without suspended time.")
-
+    active_seconds: int | None = Field(
+        default=None, description="Time spent training, without suspended time."
+    )
