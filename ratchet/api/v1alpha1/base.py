@@ -36,6 +36,14 @@ class Transition:
     message: str
 
 
+class RulesBrokenError(ValueError):
+    """One object breaks one or more of its model's rules."""
+
+    def __init__(self, messages: tuple[str, ...]) -> None:
+        super().__init__("; ".join(messages))
+        self.messages = messages
+
+
 class ApiModel(BaseModel):
     """An immutable API object: camelCase on the wire, unknown fields refused."""
 
@@ -46,9 +54,9 @@ class ApiModel(BaseModel):
 
     @model_validator(mode="after")
     def _enforce_rules(self) -> Self:
-        broken = [rule.message for rule in self.rules if not rule.holds(self)]
+        broken = tuple(rule.message for rule in self.rules if not rule.holds(self))
         if broken:
-            raise ValueError("; ".join(broken))
+            raise RulesBrokenError(broken)
         return self
 
     def to_wire(self) -> dict[str, Any]:

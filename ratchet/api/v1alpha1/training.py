@@ -110,7 +110,8 @@ class Stop(ApiModel):
     )
     target_return: float | None = Field(default=None, description="Mean return of one evaluation.")
     max_duration: Duration | None = Field(
-        default=None, description="Time since the job first started, without suspended time."
+        default=None,
+        description="Time since the job first started, without suspended time, such as 45m or 2h30m.",
     )
 
     rules: ClassVar = (
@@ -144,7 +145,9 @@ class Checkpoint(ApiModel):
     """Where and how often everything that is needed to go on is stored."""
 
     s3: S3
-    interval: Duration = Field(default="60s", description="Time between checkpoints.")
+    interval: Duration = Field(
+        default="60s", description="Time between checkpoints, such as 90s, 15m or 2h30m."
+    )
     keep_last: int = Field(default=3, ge=1, le=1000)
     keep_best: int = Field(
         default=1, ge=1, le=1000, description="Best by evaluation; never removed by keepLast."
