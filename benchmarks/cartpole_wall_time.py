@@ -29,7 +29,9 @@ Json = dict[str, Any]
 
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
     """Run kubectl and return what it printed."""
-    return subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def ratchet(manifest: Json) -> Json:
@@ -46,7 +48,8 @@ def ratchet(manifest: Json) -> Json:
     )
     first_step = None
     decoder, text = json.JSONDecoder(), ""
-    assert watch.stdout is not None
+    if watch.stdout is None:
+        raise RuntimeError("no pipe to kubectl")
     try:
         for line in watch.stdout:
             text += line
@@ -102,7 +105,8 @@ def main() -> None:
     runs = parser.parse_args().runs
     manifest = yaml.safe_load(EXAMPLE.read_text())
     manifest["metadata"]["name"] = "benchmark-cartpole"
-    print(f"{datetime.now().astimezone():%Y-%m-%d %H:%M}, {os.cpu_count()} cores, {runs} seeds, medians in the last rows\n")
+    now = datetime.now().astimezone()
+    print(f"{now:%Y-%m-%d %H:%M}, {os.cpu_count()} cores, {runs} seeds, medians in the last rows\n")
     print(f"{'':24}{'wall s':>9}{'first step s':>14}{'steps':>10}{'steps/s':>10}{'return':>9}")
     pairs: list[tuple[Json, Json]] = []
     for seed in range(runs):

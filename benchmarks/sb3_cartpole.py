@@ -39,7 +39,9 @@ def main() -> None:
         seed=seed,
         device="cpu",
     )
-    evaluation_environment = make_vec_env(environment["id"], n_envs=environment["vectorSize"], seed=seed + 1000)
+    evaluation_environment = make_vec_env(
+        environment["id"], n_envs=environment["vectorSize"], seed=seed + 1000
+    )
     every, target = job["evaluation"]["everySteps"], job["stop"]["targetReturn"]
     learning, mean_return = 0.0, float("-inf")
     while mean_return < target and model.num_timesteps < job["stop"]["maxSteps"]:

@@ -1,4 +1,4 @@
-"""What the cluster tests say to the real cluster: kubectl, waiting with a deadline, S3, a diary of failures."""
+"""What the cluster tests say to the real cluster: kubectl, waiting with a deadline, a diary of failures."""
 
 import json
 import subprocess
@@ -21,6 +21,7 @@ def eventually(what: str, probe: Callable[[], T | None], deadline: float = 180) 
 
     Raises:
         AssertionError: `deadline` seconds went by; names `what` and the last answer.
+
     """
     end = time.monotonic() + deadline
     while True:
@@ -43,6 +44,7 @@ class Namespace:
 
         Raises:
             KubectlError: it ended with another code than 0.
+
         """
         done = subprocess.run(
             ["kubectl", "--namespace", self.name, *arguments],

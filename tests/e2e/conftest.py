@@ -1,4 +1,4 @@
-"""Each cluster test gets a namespace of its own that enforces the restricted profile, and a diary when it fails."""
+"""Each cluster test gets a namespace that enforces the restricted profile, and a diary when it fails."""
 
 import base64
 import json
@@ -43,7 +43,9 @@ def _cluster() -> None:
     os.environ["PATH"] = f"{home / 'bin'}:{os.environ['PATH']}"
     os.environ.setdefault("KUBECONFIG", str(home / "kubeconfig"))
     if shutil.which("kubectl") is None or not Path(os.environ["KUBECONFIG"]).exists():
-        pytest.fail("there is no local cluster: run `make install`, or `make test-fast` for the tests without one")
+        pytest.fail(
+            "there is no local cluster: run `make install`, or `make test-fast` for the tests without one"
+        )
 
 
 @pytest.fixture(scope="session")

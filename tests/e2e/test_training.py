@@ -44,9 +44,11 @@ def test_the_cartpole_job_learns_and_succeeds(namespace: Namespace, cartpole: Js
 
     job = eventually(
         "the job ends",
-        lambda: (j := namespace.find("rlj", "cartpole"))
-        and (condition(j, "Succeeded") or condition(j, "Failed")).get("status") == "True"
-        and j,
+        lambda: (
+            (j := namespace.find("rlj", "cartpole"))
+            and (condition(j, "Succeeded") or condition(j, "Failed")).get("status") == "True"
+            and j
+        ),
         deadline=300,
     )
 
@@ -71,9 +73,11 @@ def test_a_deleted_trainer_resumes_from_its_checkpoint(namespace: Namespace, end
 
     after = eventually(
         "a trainer took over",
-        lambda: (pod := one_pod(namespace, "trainer", "endless"))
-        and pod["metadata"]["uid"] != before["metadata"]["uid"]
-        and pod,
+        lambda: (
+            (pod := one_pod(namespace, "trainer", "endless"))
+            and pod["metadata"]["uid"] != before["metadata"]["uid"]
+            and pod
+        ),
     )
     log = eventually(
         "the new trainer says where it went on",
@@ -105,7 +109,11 @@ def test_suspend_stops_every_pod_and_resume_goes_on(namespace: Namespace, endles
     eventually("no pod is left", lambda: not namespace.list("pods"))
     suspended = eventually(
         "the condition says so",
-        lambda: (j := namespace.find("rlj", "endless")) and condition(j, "Suspended").get("status") == "True" and j,
+        lambda: (
+            (j := namespace.find("rlj", "endless"))
+            and condition(j, "Suspended").get("status") == "True"
+            and j
+        ),
     )
     saved = suspended["status"]["checkpoints"]["latest"]["steps"]
 
@@ -154,7 +162,9 @@ def test_an_operator_killed_mid_run_changes_nothing(namespace: Namespace, endles
         "another operator is ready",
         lambda: any(
             pod["metadata"]["uid"] not in old
-            and any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+            and any(
+                c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", [])
+            )
             for pod in operator.list("pods", selector)
         ),
     )
@@ -167,7 +177,17 @@ def test_an_operator_killed_mid_run_changes_nothing(namespace: Namespace, endles
     ("kind", "name", "change"),
     [
         ("deployment", "endless-trainer", {"spec": {"replicas": 0}}),
-        ("deployment", "endless-redis", {"spec": {"template": {"spec": {"hostNetwork": False, "priority": None, "terminationGracePeriodSeconds": 7}}}}),
+        (
+            "deployment",
+            "endless-redis",
+            {
+                "spec": {
+                    "template": {
+                        "spec": {"hostNetwork": False, "priority": None, "terminationGracePeriodSeconds": 7}
+                    }
+                }
+            },
+        ),
         ("service", "endless-redis", {"spec": {"selector": {"app.kubernetes.io/component": "nobody"}}}),
         ("rolloutpool", "endless-rollouts", {"spec": {"suspend": True}}),
     ],
@@ -186,9 +206,16 @@ def test_a_changed_child_is_repaired(
 
 @pytest.mark.parametrize(
     "child",
-    ["service/endless-redis", "configmap/endless-config", "secret/endless-redis", "rolloutpool/endless-rollouts"],
+    [
+        "service/endless-redis",
+        "configmap/endless-config",
+        "secret/endless-redis",
+        "rolloutpool/endless-rollouts",
+    ],
 )
-def test_a_deleted_child_comes_back_and_training_goes_on(namespace: Namespace, endless: Json, child: str) -> None:
+def test_a_deleted_child_comes_back_and_training_goes_on(
+    namespace: Namespace, endless: Json, child: str
+) -> None:
     namespace.apply(endless)
     eventually("a checkpoint is there", lambda: checkpointed(namespace, "endless"))
     kind, _, name = child.partition("/")
@@ -211,7 +238,9 @@ def test_without_a_gpu_it_trains_on_cpu_and_says_so(namespace: Namespace, endles
     assert job["status"]["device"] == "CPU"
 
 
-def test_without_a_gpu_and_without_fallback_it_says_what_it_waits_for(namespace: Namespace, endless: Json) -> None:
+def test_without_a_gpu_and_without_fallback_it_says_what_it_waits_for(
+    namespace: Namespace, endless: Json
+) -> None:
     endless["spec"]["trainer"] = {"gpu": {"count": 1, "fallback": "None"}}
 
     namespace.apply(endless)
@@ -244,8 +273,10 @@ def test_a_missing_secret_is_named_while_the_job_waits(namespace: Namespace, end
 
     said = eventually(
         "the condition names the Secret",
-        lambda: (c := condition(namespace.find("rlj", "endless"), "Progressing"))
-        and "not-there" in c["message"]
-        and c,
+        lambda: (
+            (c := condition(namespace.find("rlj", "endless"), "Progressing"))
+            and "not-there" in c["message"]
+            and c
+        ),
     )
     assert said["status"] == "False"
