@@ -180,13 +180,7 @@ def test_an_operator_killed_mid_run_changes_nothing(namespace: Namespace, endles
         (
             "deployment",
             "endless-redis",
-            {
-                "spec": {
-                    "template": {
-                        "spec": {"hostNetwork": False, "priority": None, "terminationGracePeriodSeconds": 7}
-                    }
-                }
-            },
+            {"spec": {"template": {"spec": {"automountServiceAccountToken": True}}}},
         ),
         ("service", "endless-redis", {"spec": {"selector": {"app.kubernetes.io/component": "nobody"}}}),
         ("rolloutpool", "endless-rollouts", {"spec": {"suspend": True}}),
