@@ -1,0 +1,3 @@
+module ratchet.dev/hack/pause
+
+go 1.21

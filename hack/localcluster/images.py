@@ -1,0 +1,210 @@
+"""The project's images: what they build on, how they are built, and how they get into the cluster's nodes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from localcluster import debian, docker, kindcluster, uv
+from localcluster.settings import DOCKERFILES, Settings
+from localcluster.shell import Failure, answer, run
+from localcluster.steps import Step, content_hash
+
+IMAGES: Mapping[str, str] = {
+    "operator": "Dockerfile.operator",
+    "trainer": "trainer_image/Dockerfile",
+    "rollout": "rollout_image/Dockerfile",
+}
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+# What says where packages come from; whichever the machine has set reaches the build under the same name.
+PASSED_ON = (
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "UV_INDEX",
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+)
+LOADED_ID = "ratchet.dev/image-id"
+
+
+@dataclass(frozen=True)
+class BaseImage:
+    """An image that a registry offers under one name and that can be built under another."""
+
+    public: str
+    built: str
+    dockerfile: Path
+
+    def files(self) -> Mapping[str, Path]:
+        return {"ca-certificates.crt": machine_certificates()} if "ca-certificates.crt" in self.dockerfile.read_text() else {}
+
+    def hash_tag(self) -> str:
+        """A second tag of the built image, which tells whether it is of this recipe."""
+        return f"{self.built}-{content_hash(debian.image(), self.dockerfile, *self.files().values())}"
+
+    def present(self) -> bool:
+        return docker.image_exists(self.public) or docker.image_exists(self.hash_tag())
+
+    def name(self) -> str:
+        return self.public if docker.image_exists(self.public) else self.built
+
+
+PYTHON = BaseImage("python:3.11-slim-bookworm", "ratchet-base:py311", DOCKERFILES / "python.Dockerfile")
+REDIS = BaseImage("redis:8", "ratchet-redis:7.0", DOCKERFILES / "redis.Dockerfile")
+
+
+def machine_certificates() -> Path:
+    """The certificate authorities that this machine trusts, a private package index's among them."""
+    for path in (os.environ.get("SSL_CERT_FILE"), CERTIFICATES):
+        if path and Path(path).is_file():
+            return Path(path)
+    raise Failure("no bundle of certificate authorities", hint="Install ca-certificates, or name a bundle in SSL_CERT_FILE.")
+
+
+def base_images() -> Mapping[str, str]:
+    return {"python": PYTHON.name(), "redis": REDIS.name()}
+
+
+def base_steps(settings: Settings) -> list[Step]:
+    return [
+        Step(f"base image {base.public}", base.present, lambda log, base=base: _make_base(base, settings, log))
+        for base in (PYTHON, REDIS)
+    ]
+
+
+def _make_base(base: BaseImage, settings: Settings, log: Path) -> None:
+    if docker.ask_registry(base.public) is docker.Offer.YES:
+        docker.pull(base.public, log)
+        return
+    if not docker.image_exists(debian.image()):
+        debian.build(settings, log)
+    docker.build_from_files(base.built, base.dockerfile, base.files(), log=log, arguments={"DEBIAN": debian.image()})
+    run(["docker", "tag", base.built, base.hash_tag()], log=log)
+
+
+def prepare_build_folder(settings: Settings, log: Path) -> None:
+    """Puts into `.build/` what a Dockerfile may copy: wheels/ (maybe empty), uv, ca-certificates.crt."""
+    folder = settings.build_folder
+    (folder / "wheels").mkdir(parents=True, exist_ok=True)
+    for wheel in _wheels(settings):
+        _place(wheel, folder / "wheels" / wheel.name)
+    _place(uv.binary(settings, log), folder / "uv")
+    (folder / "uv").chmod(0o755)
+    _place(machine_certificates(), folder / "ca-certificates.crt")
+
+
+def _wheels(settings: Settings) -> list[Path]:
+    places = [Path(place) for place in os.environ.get("UV_FIND_LINKS", "").replace(",", " ").split() if "://" not in place]
+    places.append(settings.repository.parent / "shared" / "wheels")
+    return [wheel for place in places if place.is_dir() for wheel in sorted(place.glob("*.whl"))]
+
+
+def _place(source: Path, target: Path) -> None:
+    """Copies a file where it is not there yet; the time of change decides, as for make."""
+    have, want = target.stat() if target.exists() else None, source.stat()
+    if have and (have.st_size, int(have.st_mtime)) == (want.st_size, int(want.st_mtime)):
+        return
+    # A copy and not a link: the source may be read-only, or on another file system.
+    partial = target.with_name(target.name + ".partial")
+    shutil.copy2(source, partial)
+    os.replace(partial, target)
+
+
+def build_step(name: str, settings: Settings) -> Step:
+    # docker's own cache decides what has to be built again.
+    return Step(f"build ratchet-{name}:dev", lambda: False, lambda log: build(name, settings, log))
+
+
+def build(name: str, settings: Settings, log: Path) -> None:
+    dockerfile = settings.repository / IMAGES[name]
+    if not dockerfile.is_file():
+        raise Failure(f"{IMAGES[name]} does not exist in the repository")
+    prepare_build_folder(settings, log)
+    arguments = {"BASE_IMAGE": PYTHON.name(), **{key: os.environ[key] for key in PASSED_ON if os.environ.get(key)}}
+    docker.build(
+        f"ratchet-{name}:dev",
+        dockerfile,
+        settings.repository,
+        log=log,
+        arguments=arguments,
+        hint="A package index is reached on the machine's own network, with the certificates in .build/ca-certificates.crt.",
+    )
+
+
+def loadable() -> list[str]:
+    return [*(name for name in IMAGES if docker.image_exists(f"ratchet-{name}:dev")), *(["redis"] if REDIS.present() else [])]
+
+
+def image_name(name: str) -> str:
+    """`operator` and `redis` for short, or any image by its full name."""
+    if name in IMAGES:
+        return f"ratchet-{name}:dev"
+    return REDIS.name() if name == "redis" else name
+
+
+def load_step(name: str, settings: Settings) -> Step:
+    image = image_name(name)
+    return Step(f"load {image}", lambda: not _nodes_without(image, settings), lambda log: load(image, settings, log))
+
+
+def _nodes_without(image: str, settings: Settings) -> list[str]:
+    """The nodes that do not hold this very build of the image.
+
+    Raises:
+        Failure: the engine does not have the image, or there is no cluster.
+    """
+    wanted = docker.image_id(image)
+    if wanted is None:
+        raise Failure(f"{image} is not built", hint="`hack/cluster build NAME` builds it, `hack/cluster base-images` the base images.")
+    nodes = kindcluster.containers(settings)
+    if not nodes:
+        raise Failure(f"there is no cluster {settings.cluster}", hint="`hack/cluster up` makes it.")
+    return [node.name for node in nodes if f"{LOADED_ID}={wanted}" not in _node_image(node.name, image)]
+
+
+def _node_image(node: str, image: str) -> str:
+    """The node's line on the image, with its labels; empty where it has none."""
+    return answer([*_ctr(node), "images", "list", f"name=={_full_name(image)}"]) or ""
+
+
+def _ctr(node: str) -> list[str]:
+    return ["docker", "exec", "--interactive", node, "ctr", "--namespace=k8s.io"]
+
+
+def _full_name(image: str) -> str:
+    """As containerd names it: `redis:8` is docker.io/library/redis:8."""
+    first, slash, _ = image.partition("/")
+    if not slash:
+        return f"docker.io/library/{image}"
+    return image if "." in first or ":" in first or first == "localhost" else f"docker.io/{image}"
+
+
+def load(image: str, settings: Settings, log: Path) -> None:
+    """Sends the image to each node without it, and marks there which build it is."""
+    for node in _nodes_without(image, settings):
+        saved = subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE)
+        run([*_ctr(node), "images", "import", "--snapshotter=overlayfs", "-"], input=saved.stdout, log=log)
+        if saved.wait() != 0:
+            raise Failure(f"docker could not save {image}", log=log)
+        run([*_ctr(node), "images", "label", _full_name(image), f"{LOADED_ID}={docker.image_id(image)}"], log=log)
+
+
+def remove_built(log: Path) -> None:
+    """Removes every image that this package made; pulled ones stay."""
+    listed = answer(["docker", "images", "--format", "{{.Repository}}:{{.Tag}}"]) or ""
+    own = [
+        line
+        for line in listed.split()
+        if line.startswith(("ratchet-build/", "ratchet-base:", "ratchet-redis:", "ratchet.dev/"))
+        or line in {f"ratchet-{name}:dev" for name in IMAGES}
+    ]
+    if own:
+        run(["docker", "image", "rm", "--force", *own], log=log)
