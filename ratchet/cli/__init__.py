@@ -1,0 +1,1 @@
+"""The `ratchet` command: what an ML engineer does with jobs, without kubectl."""
