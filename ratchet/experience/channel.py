@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -50,7 +50,7 @@ end
 local verdict = standing(ARGV[1], ARGV[2])
 if verdict ~= 'ok' then return verdict end
 """
-_CHECK = _STANDING + "return 'ok'"
+_OUTSTANDING = _STANDING + "return redis.call('LLEN', KEYS[3])"
 _PUBLISH = (
     _STANDING
     + """
@@ -71,7 +71,7 @@ return 'ok'
 _WEIGHTS = """
 local found = redis.call('HMGET', KEYS[1], 'epoch', 'version')
 if not found[2] or (found[1] == ARGV[1] and found[2] == ARGV[2]) then return false end
-return redis.call('HMGET', KEYS[1], 'epoch', 'version', 'crc', 'blob')
+return redis.call('HMGET', KEYS[1], 'epoch', 'version', 'blob')
 """
 # Appending under a check keeps the stream of an older epoch from being made again after its deletion.
 _DELIVER = """
@@ -122,7 +122,7 @@ class LearnerChannel:
         self._handed_out: set[bytes] = set()
         self._rereads = False
         self._begin = redis.register_script(_BEGIN)
-        self._check = redis.register_script(_CHECK)
+        self._outstanding = redis.register_script(_OUTSTANDING)
         self._publish = redis.register_script(_PUBLISH)
         self._issue = redis.register_script(_ISSUE)
 
@@ -153,7 +153,7 @@ class LearnerChannel:
 
     def publish(self, version: int, blob: bytes) -> None:
         """Makes `blob` (of `ratchet.weights.encode`) the policy that workers act by."""
-        self._write(self._publish, ["weights"], [version, zlib.crc32(blob), blob])
+        self._fenced(self._publish, ["weights"], [version, zlib.crc32(blob), blob])
 
     def issue(self, tickets: Iterable[Ticket]) -> None:
         """Hands out tickets; evaluations come before everything that waits.
@@ -168,7 +168,7 @@ class LearnerChannel:
                 raise ValueError(f"ticket {ticket.id} is of epoch {ticket.epoch}, not of {self._epoch}")
             arguments += ["LPUSH" if ticket.kind == "evaluate" else "RPUSH", ticket.to_json()]
         if arguments:
-            self._write(self._issue, ["tickets", "issued"], [token_hex(8), *arguments])
+            self._fenced(self._issue, ["tickets", "issued"], [token_hex(8), *arguments])
 
     def read(self, count: int, block_ms: int) -> list[Entry]:
         """Up to `count` entries in order of arrival; waits up to `block_ms` (at most 5,000) for the first.
@@ -199,22 +199,19 @@ class LearnerChannel:
 
     def outstanding(self) -> int:
         """Number of tickets that no worker has taken yet."""
-        self._write(self._check, [], [])
-        return int(persist(lambda: self._redis.llen(self._key("tickets")), self._patience))
+        return int(self._fenced(self._outstanding, ["tickets"], []))
 
     def _key(self, name: str) -> str:
         return self._prefix + name
 
-    def _write(self, script: Any, names: Sequence[str], arguments: Sequence[Any]) -> None:
+    def _fenced(self, script: Any, names: Sequence[str], arguments: Sequence[Any]) -> Any:
         keys = [self._key(name) for name in ("epoch", "learner", *names)]
-        verdict = persist(lambda: script(keys, [self._epoch, self._name, *arguments]), self._patience)
-        if verdict != b"ok":
-            self._fail(verdict)
-
-    def _fail(self, verdict: bytes) -> NoReturn:
-        if verdict == b"fenced":
+        answer = persist(lambda: script(keys, [self._epoch, self._name, *arguments]), self._patience)
+        if answer == b"fenced":
             raise Fenced(f"a newer trainer has begun; this one holds epoch {self._epoch}")
-        raise DataPlaneLost(f"Redis no longer holds the data of epoch {self._epoch}")
+        if answer == b"lost":
+            raise DataPlaneLost(f"Redis no longer holds the data of epoch {self._epoch}")
+        return answer
 
     def _reread(self) -> None:
         # An answer may have been lost on its way: what it held is pending for this consumer. It must come
@@ -242,7 +239,7 @@ class LearnerChannel:
         except ResponseError as error:
             if not str(error).startswith(("NOGROUP", "UNBLOCKED", "WRONGTYPE")):
                 raise
-            self._write(self._check, [], [])
+            self.outstanding()
             raise DataPlaneLost(f"Redis no longer holds the stream of epoch {self._epoch}") from None
         return answer[0][1] if answer else []
 
@@ -299,13 +296,11 @@ class WorkerChannel:
         A policy of another epoch is newer whatever its version.
         """
         known = ("", "") if if_newer_than is None else (if_newer_than.epoch, if_newer_than.version)
-        while True:
-            answer = persist(lambda: self._weights([self._prefix + "weights"], known), self._patience)
-            if answer is None:
-                return None
-            epoch, version, crc, blob = cast("list[bytes]", answer)
-            if zlib.crc32(blob) == int(crc):
-                return Weights(int(epoch), int(version), blob)
+        answer = persist(lambda: self._weights([self._prefix + "weights"], known), self._patience)
+        if answer is None:
+            return None
+        epoch, version, blob = cast("list[bytes]", answer)
+        return Weights(int(epoch), int(version), blob)
 
     def deliver(self, epoch: int, fields: Mapping[bytes, bytes]) -> bool:
         """Appends an encoded fragment, at least once.

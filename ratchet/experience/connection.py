@@ -62,7 +62,9 @@ def connect(settings: ConnectionSettings) -> Redis:
     try:
         parts = urlsplit(settings.url)
         over_tcp = parts.scheme in ("redis", "rediss")
-        if over_tcp and (not parts.hostname or parts.port == 0):
+        database = parts.path.strip("/")
+        # redis-py takes a path that is no number for database 0.
+        if over_tcp and (not parts.hostname or parts.port == 0 or not (database or "0").isdigit()):
             raise ValueError
         # A Unix socket knows neither.
         tcp = {"socket_connect_timeout": settings.connect_timeout, "socket_keepalive": True}
