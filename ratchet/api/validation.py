@@ -152,7 +152,9 @@ def _below(schema: Schema, part: str | int) -> Schema:
 def _spec(kind: Kind, spec: object, schema: Schema) -> list[Problem]:
     try:
         # JSON in strict mode is what the API server reads: "8" is no integer there either.
-        kind.spec.model_validate_json(json.dumps(spec, default=str), strict=True)
+        kind.spec.model_validate_json(
+            json.dumps(spec, default=str), strict=True, by_alias=True, by_name=False
+        )
     except ValidationError as error:
         found: dict[Path, Problem] = {}
         rules: list[Problem] = []
