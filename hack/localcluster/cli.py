@@ -45,8 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     up = commands.add_parser("up", help="make or heal the cluster, with metrics, storage and S3")
-    up.add_argument("--nodes", type=int, default=nodes_from_environment(), help="nodes in all (environment: NODES)")
+    up.add_argument("--nodes", type=int, default=nodes_from_environment(), help="at least so many nodes in all (environment: NODES)")
     up.set_defaults(handler=_up)
+
+    doctor = commands.add_parser("doctor", help="say at once what `up` would need and this machine lacks")
+    doctor.set_defaults(handler=_doctor)
 
     down = commands.add_parser("down", help="delete the cluster; images and tools stay")
     down.set_defaults(handler=_down)
@@ -96,11 +99,20 @@ def _engine(settings: Settings) -> None:
         run_steps([Step("start the Docker engine", engine.reachable, lambda log: engine.start(settings, log))], settings.logs)
 
 
+def _doctor(settings: Settings, _: argparse.Namespace) -> None:
+    """Silent where nothing is missing. Without an engine yet, whether a registry is reachable is for `up` to find out."""
+    engine.require_possible()
+    if engine.reachable() and nodeimage.choose() is None:
+        nodeimage.require_buildable()
+
+
 def _up(settings: Settings, arguments: argparse.Namespace) -> None:
     engine.require_possible()
     with _alone(settings):
         _engine(settings)
         found = nodeimage.choose()
+        if found is None:
+            nodeimage.require_buildable()
         steps = [
             *(nodeimage.build_steps(settings) if found is None else nodeimage.pull_steps(found)),
             *(tools.step(name, settings) for name in ("kind", "kubectl")),
@@ -111,7 +123,7 @@ def _up(settings: Settings, arguments: argparse.Namespace) -> None:
     print(f"export KUBECONFIG={settings.kubeconfig}")
 
 
-def _cluster_steps(settings: Settings, image: NodeImage, nodes: int | None) -> list[Step]:
+def _cluster_steps(settings: Settings, image: NodeImage, nodes: int) -> list[Step]:
     return [
         Step(
             f"kind cluster {settings.cluster}",
@@ -177,7 +189,7 @@ def _status(settings: Settings, _: argparse.Namespace) -> None:
     for name, image in {**images.base_images(), **{name: f"ratchet-{name}:dev" for name in images.IMAGES}}.items():
         print(f"image:   {image} {'present' if docker.image_exists(image) else 'absent'}")
     nodes = kindcluster.containers(settings)
-    state = "healthy" if kindcluster.healthy(settings, None) else "not healthy" if nodes else "absent"
+    state = "healthy" if kindcluster.healthy(settings, 1) else "not healthy" if nodes else "absent"
     print(f"cluster: {settings.cluster} {state}, {len(nodes)} node(s), kubeconfig {settings.kubeconfig}")
     if state == "healthy":
         print(f"s3:      {s3.describe(settings)}")

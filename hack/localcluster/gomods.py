@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ KUBERNETES_PROGRAMS = (
     "kubeadm",
     "kubectl",
 )
+OLDEST_GO = (1, 26, 4)
 KIND_MODULE = "sigs.k8s.io/kind@v0.33.0"
 
 
@@ -142,6 +144,22 @@ def go_command() -> str:
             hint="Install Go 1.26.4 or newer (https://go.dev/dl), or make an image registry reachable.",
         )
     return found
+
+
+def require_go() -> None:
+    """
+    Raises:
+        MissingRequirement: there is no Go compiler, or one older than the modules ask for.
+    """
+    # A newer toolchain is fetched by an older one where GOTOOLCHAIN allows that, so only the one at work counts.
+    version = (answer([go_command(), "env", "GOVERSION"]) or "").strip().removeprefix("go")
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if found < OLDEST_GO:
+        wanted = ".".join(map(str, OLDEST_GO))
+        raise MissingRequirement(
+            f"Go {version or '(unknown)'} is too old to build what cannot be pulled",
+            hint=f"Install Go {wanted} or newer (https://go.dev/dl), or make an image registry reachable.",
+        )
 
 
 def module_folder(module: str) -> Path:

@@ -46,10 +46,10 @@ def containers(settings: Settings) -> list[NodeContainer]:
     return sorted(found, key=lambda node: ("control-plane" not in node.name, node.name))
 
 
-def healthy(settings: Settings, nodes: int | None) -> bool:
-    """All the nodes that are wanted run, and each has reported itself ready since its container started."""
+def healthy(settings: Settings, nodes: int) -> bool:
+    """At least so many nodes exist, all run, and each has reported itself ready since its container started."""
     found = containers(settings)
-    if not found or nodes not in (None, len(found)) or not all(node.running for node in found):
+    if not found or len(found) < nodes or not all(node.running for node in found):
         return False
     if not settings.kubeconfig.exists():
         return False
@@ -67,8 +67,8 @@ def _ready_since(node: Any) -> str | None:
     return None
 
 
-def up(settings: Settings, image: NodeImage, nodes: int | None, log: Path) -> None:
-    """Heals the cluster where it exists as wanted, else makes it anew.
+def up(settings: Settings, image: NodeImage, nodes: int, log: Path) -> None:
+    """Heals the cluster where it exists with at least so many nodes, else makes it anew.
 
     Raises:
         Failure: the new cluster's nodes do not become ready.
@@ -76,15 +76,15 @@ def up(settings: Settings, image: NodeImage, nodes: int | None, log: Path) -> No
     if not _heal(settings, nodes, log):
         if containers(settings):
             delete(settings, log)
-        create(settings, image, nodes or 1, log)
+        create(settings, image, nodes, log)
         if not wait_until(lambda: healthy(settings, nodes), seconds=READY_SECONDS):
             raise Failure("the cluster's nodes do not become ready", hint="`docker logs` and `journalctl` in the node tell more.")
 
 
-def _heal(settings: Settings, nodes: int | None, log: Path) -> bool:
+def _heal(settings: Settings, nodes: int, log: Path) -> bool:
     """Starts what stopped and waits. False where there is nothing to heal, or it does not come back."""
     found = containers(settings)
-    if not found or nodes not in (None, len(found)):
+    if not found or len(found) < nodes:
         return False
     stopped = [node.name for node in found if not node.running]
     if stopped and not succeeds(["docker", "start", *stopped]):

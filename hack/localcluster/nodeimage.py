@@ -6,6 +6,7 @@ component, so that a cluster of it pulls nothing.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +17,7 @@ from pathlib import Path
 from localcluster import debian, docker, gomods
 from localcluster.gomods import GoProgram
 from localcluster.settings import DOCKERFILES, MANIFESTS, PACKAGE, Settings
-from localcluster.shell import Failure, answer, run, succeeds, wait_until
+from localcluster.shell import Failure, MissingRequirement, answer, run, succeeds, wait_until
 from localcluster.steps import Step, content_hash
 
 PULLED = f"kindest/node:{gomods.KUBERNETES_VERSION}"
@@ -70,6 +71,20 @@ def choose() -> NodeImage | None:
             return NodeImage("", built=False)
         case docker.Offer.UNREACHABLE:
             return None
+
+
+def require_buildable() -> None:
+    """Says before any long work when the node image must be built and cannot be.
+
+    Raises:
+        MissingRequirement: with what is missing and how to get it.
+    """
+    gomods.require_go()
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise MissingRequirement(
+            "no image registry can be reached, and building the node image takes root on a Debian-like system",
+            hint=f"Make a registry reachable so that `docker pull {PULLED}` works, or run this as root on Debian or Ubuntu.",
+        )
 
 
 def pull_steps(image: NodeImage) -> list[Step]:
@@ -126,6 +141,7 @@ def _build_root(settings: Settings, log: Path) -> None:
                 "rootfs/usr/local/bin/bounded-runc": RUNTIME / "bounded-runc",
                 "rootfs/etc/containerd/cni.toml": RUNTIME / "cni.toml",
                 "rootfs/etc/containerd/cni.conflist.template": RUNTIME / "cni.conflist.template",
+                "rootfs/etc/systemd/system/service-range.service": RUNTIME / "service-range.service",
                 "rootfs/kind/version": version,
                 "rootfs/kind/manifests/default-cni.yaml": empty,
                 "rootfs/kind/manifests/default-storage.yaml": MANIFESTS / "default-storage.yaml",

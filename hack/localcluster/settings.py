@@ -59,7 +59,7 @@ class Settings:
             folder.mkdir(parents=True, exist_ok=True)
 
 
-def nodes_from_environment() -> int | None:
-    """NODES=2 means two nodes in all; None where the user leaves it open."""
+def nodes_from_environment() -> int:
+    """How many nodes are wanted: NODES=2 means a control plane and one worker."""
     value = os.environ.get("NODES", "")
-    return int(value) if value.isdigit() and int(value) > 0 else None
+    return max(int(value), 1) if value.isdigit() else 1

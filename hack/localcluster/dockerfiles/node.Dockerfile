@@ -33,7 +33,7 @@ RUN mkdir -p /etc/cni/net.d /etc/kubernetes/manifests \
     && ctr oci spec \
       | jq '.hooks.createContainer[.hooks.createContainer | length] |= . + {"path": "/kind/bin/mount-product-files.sh"} | del(.process.rlimits)' \
       >/etc/containerd/cri-base.json \
-    && systemctl enable kubelet.service containerd.service undo-mount-hacks.service \
+    && systemctl enable kubelet.service containerd.service undo-mount-hacks.service service-range.service \
     && systemctl mask systemd-binfmt.service
 
 ENV container=docker
