@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster import debian, docker, kindcluster, uv
+from localcluster import debian, docker, kindcluster, transfer, uv
 from localcluster.settings import DOCKERFILES, Settings
 from localcluster.shell import Failure, answer, run
 from localcluster.steps import Step, content_hash
@@ -172,29 +171,17 @@ def _nodes_without(image: str, settings: Settings) -> list[str]:
 
 def _node_image(node: str, image: str) -> str:
     """The node's line on the image, with its labels; empty where it has none."""
-    return answer([*_ctr(node), "images", "list", f"name=={_full_name(image)}"]) or ""
-
-
-def _ctr(node: str) -> list[str]:
-    return ["docker", "exec", "--interactive", node, "ctr", "--namespace=k8s.io"]
-
-
-def _full_name(image: str) -> str:
-    """As containerd names it: `redis:8` is docker.io/library/redis:8."""
-    first, slash, _ = image.partition("/")
-    if not slash:
-        return f"docker.io/library/{image}"
-    return image if "." in first or ":" in first or first == "localhost" else f"docker.io/{image}"
+    return answer([*transfer.ctr(node), "images", "list", f"name=={transfer.full_name(image)}"]) or ""
 
 
 def load(image: str, settings: Settings, log: Path) -> None:
     """Sends the image to each node without it, and marks there which build it is."""
-    for node in _nodes_without(image, settings):
-        saved = subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE)
-        run([*_ctr(node), "images", "import", "--snapshotter=overlayfs", "-"], input=saved.stdout, log=log)
-        if saved.wait() != 0:
-            raise Failure(f"docker could not save {image}", log=log)
-        run([*_ctr(node), "images", "label", _full_name(image), f"{LOADED_ID}={docker.image_id(image)}"], log=log)
+    # Asked before saving: should the tag move meanwhile, the next load sees that the node's build is another.
+    mark = f"{LOADED_ID}={docker.image_id(image)}"
+    with transfer.saved(image, log) as archive:
+        for node in _nodes_without(image, settings):
+            transfer.send(archive, image, node, log)
+            run([*transfer.ctr(node), "images", "label", transfer.full_name(image), mark], log=log)
 
 
 def remove_built(log: Path) -> None:
