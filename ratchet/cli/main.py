@@ -90,12 +90,10 @@ def _job(cluster: Cluster, name: str) -> Resource:
 
 
 def _read_files(files: list[str]) -> list[manifests.Manifest]:
-    return [manifest for file in files for manifest in manifests.read(file)]
+    return [manifest for file in manifests.expand(files) for manifest in manifests.read(file)]
 
 
-Files = Annotated[
-    list[str], typer.Option("--file", "-f", help="YAML; - is standard input. May be given again.")
-]
+Files = Annotated[list[str], typer.Option("--file", "-f", help="YAML file or folder; - is standard input.")]
 
 
 @app.command(epilog=EPILOG)
@@ -301,7 +299,7 @@ def _set_suspend(cluster: Cluster, name: str, wanted: bool, output: str | None) 
 @app.command(epilog=EPILOG)
 def validate(
     file: Annotated[
-        list[str] | None, typer.Option("--file", "-f", help="YAML; - is standard input. May be given again.")
+        list[str] | None, typer.Option("--file", "-f", help="YAML file or folder; - is standard input.")
     ] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="As with -f.")] = None,
     output: Format = None,

@@ -12,6 +12,7 @@ from ratchet.api.validation import Problem, is_ratchets, problems
 from ratchet.cli.outcome import CommandError, Exit
 
 STDIN = "-"
+SUFFIXES = frozenset({".yaml", ".yml"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,20 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+def expand(files: list[str]) -> list[str]:
+    """Put in place of each folder the YAML files right inside it."""
+    expanded: list[str] = []
+    for file in files:
+        if Path(file).is_dir():
+            inside = sorted(str(path) for path in Path(file).iterdir() if path.suffix in SUFFIXES)
+            if not inside:
+                raise CommandError(f"{file}: has no file that ends in .yaml or .yml", Exit.USAGE)
+            expanded.extend(inside)
+        else:
+            expanded.append(file)
+    return expanded
 
 
 def read(file: str) -> list[Manifest]:
