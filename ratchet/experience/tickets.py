@@ -24,8 +24,8 @@ class Ticket(BaseModel):
     id: int = Field(ge=0)
     epoch: int = Field(ge=1)
     version: int = Field(ge=0)
-    episodes: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=0)
+    episodes: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=0)
     deterministic: bool | None = None
 
     def to_json(self) -> str:

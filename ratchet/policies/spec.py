@@ -48,7 +48,7 @@ class SpaceSpec(_Value):
     kind: SpaceKind
     shape: tuple[Annotated[int, Field(ge=0)], ...] = ()
     dtype: str = "float32"
-    n: int | None = Field(None, ge=1)
+    n: int | None = Field(default=None, ge=1)
     nvec: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     start: int | tuple[int, ...] = 0
     low: Bound | None = None
@@ -101,7 +101,7 @@ class PolicySpec(_Value):
 
     observation: SpaceSpec
     action: SpaceSpec
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((64, 64), min_length=1)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(64, 64), min_length=1)
     activation: Literal["Tanh", "ReLU"] = "Tanh"
     normalizes_observations: bool = False
 

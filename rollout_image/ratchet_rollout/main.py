@@ -1,0 +1,114 @@
+"""`ratchet-rollout`: one worker process, configured by a file and four variables.
+
+RATCHET_CONFIG names the job's configuration, RATCHET_POOL and JOB_COMPLETION_INDEX say which worker this is,
+RATCHET_REDIS_URL_FILE (or REDIS_URL) says where Redis is, RATCHET_TERMINATION_LOG where the last words go.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+# Small matrices gain nothing from threads, and workers share nodes. numpy reads these when it is imported.
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+from pydantic import ValidationError  # noqa: E402 - after the variables above
+
+from ratchet.api.v1alpha1 import ExitCode, TrainingConfig  # noqa: E402
+from ratchet.experience import (  # noqa: E402
+    ConnectionSettings,
+    InvalidRedisUrl,
+    Patience,
+    RedisUnreachable,
+    WorkerChannel,
+    connect,
+)
+from ratchet_rollout.errors import ConfigError, Interrupted  # noqa: E402
+from ratchet_rollout.log import write_to_stdout  # noqa: E402
+from ratchet_rollout.worker import Identity, Shutdown, Worker  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+# What Kubernetes keeps of a termination message.
+LONGEST_MESSAGE = 4096
+
+
+def main() -> None:
+    """Runs one worker and exits with a code of `ExitCode`, or 0 when asked to end."""
+    write_to_stdout()
+    shutdown = Shutdown()
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        shutdown.request()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    sys.exit(run(os.environ, shutdown))
+
+
+def run(environment: Mapping[str, str], shutdown: Shutdown) -> int:
+    """Works until asked to end; the exit code."""
+    try:
+        _work(environment, shutdown)
+    except Interrupted:
+        logger.info("ended in the midst of work; the learner asks for it again")
+    except (ConfigError, InvalidRedisUrl) as error:
+        return _end(environment, ExitCode.CONFIG, str(error))
+    except RedisUnreachable as error:
+        return _end(environment, ExitCode.REDIS, str(error))
+    except Exception as error:
+        logger.exception("failed")
+        return _end(environment, 1, f"{type(error).__name__}: {error}")
+    return 0
+
+
+def _work(environment: Mapping[str, str], shutdown: Shutdown) -> None:
+    config = _configuration(environment)
+    identity = Identity(environment.get("RATCHET_POOL", config.name), _index(environment))
+    redis = connect(ConnectionSettings.from_environment(environment))
+    channel = WorkerChannel(redis, config.key_prefix, Patience(total=300, sleep=shutdown.sleep))
+    worker = Worker(config, identity, channel, shutdown)
+    fields = {"worker": identity.worker, "incarnation": identity.incarnation, "job": config.name}
+    logger.info("started", extra={"fields": fields})
+    try:
+        worker.run()
+    finally:
+        worker.close()
+        redis.close()
+    logger.info("ended as asked")
+
+
+def _configuration(environment: Mapping[str, str]) -> TrainingConfig:
+    path = Path(environment.get("RATCHET_CONFIG", "/etc/ratchet/job.json"))
+    try:
+        return TrainingConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"the job's configuration {path} can't be read ({error.strerror}): set RATCHET_CONFIG"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "its root"
+        reason = f"the job's configuration {path} is wrong at {where}: {first['msg']}"
+        raise ConfigError(reason) from error
+
+
+def _index(environment: Mapping[str, str]) -> int:
+    text = environment.get("JOB_COMPLETION_INDEX", "0")
+    if not text.isdigit():
+        raise ConfigError(f"JOB_COMPLETION_INDEX is {text!r}: it must be the worker's number, from 0")
+    return int(text)
+
+
+def _end(environment: Mapping[str, str], code: int, message: str) -> int:
+    logger.error(message, extra={"fields": {"exitCode": int(code)}})
+    path = Path(environment.get("RATCHET_TERMINATION_LOG", "/dev/termination-log"))
+    try:
+        path.write_text(message.encode()[:LONGEST_MESSAGE].decode(errors="ignore"))
+    except OSError as error:
+        logger.warning("no termination message can be left", extra={"fields": {"error": error.strerror}})
+    return int(code)
