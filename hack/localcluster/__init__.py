@@ -1,1 +1,1 @@
-"""A kind cluster on this machine, with the images and the object store that Ratchet's examples and tests need."""
+"""A kind cluster on this machine, with the images and the object store that examples and tests need."""

@@ -8,12 +8,12 @@ import fcntl
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from localcluster import addons, docker, engine, images, kindcluster, nodeimage, s3, tools
 from localcluster.nodeimage import NodeImage
 from localcluster.settings import Settings, nodes_from_environment
-from localcluster.shell import Failure, MissingRequirement, tail
+from localcluster.shell import MissingRequirementError, StepError, tail
 from localcluster.steps import Step, run_steps
 
 
@@ -23,15 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         arguments.handler(settings, arguments)
-    except Failure as failure:
-        print(f"\nhack/cluster {arguments.command}: {failure}", file=sys.stderr)
-        if failure.log:
-            print(f"{tail(failure.log)}\n\nThe whole log: {failure.log}", file=sys.stderr)
-        if failure.hint:
-            print(failure.hint, file=sys.stderr)
-        if not isinstance(failure, MissingRequirement):
+    except StepError as error:
+        print(f"\nhack/cluster {arguments.command}: {error}", file=sys.stderr)
+        if error.log:
+            print(f"{tail(error.log)}\n\nThe whole log: {error.log}", file=sys.stderr)
+        if error.hint:
+            print(error.hint, file=sys.stderr)
+        if not isinstance(error, MissingRequirementError):
             print("Run the same command again to go on from here: what is finished is kept.", file=sys.stderr)
-        return failure.exit_code
+        return error.exit_code
     except KeyboardInterrupt:
         print("\nInterrupted. Run the same command again to go on from here.", file=sys.stderr)
         return 130
@@ -45,7 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     up = commands.add_parser("up", help="make or heal the cluster, with metrics, storage and S3")
-    up.add_argument("--nodes", type=int, default=nodes_from_environment(), help="at least so many nodes in all (environment: NODES)")
+    up.add_argument(
+        "--nodes",
+        type=int,
+        default=nodes_from_environment(),
+        help="at least so many nodes in all (environment: NODES)",
+    )
     up.set_defaults(handler=_up)
 
     doctor = commands.add_parser("doctor", help="say at once what `up` would need and this machine lacks")
@@ -54,18 +59,32 @@ def _parser() -> argparse.ArgumentParser:
     down = commands.add_parser("down", help="delete the cluster; images and tools stay")
     down.set_defaults(handler=_down)
 
-    clean = commands.add_parser("clean", help="delete the cluster, the images and the engine that were made here")
+    clean = commands.add_parser(
+        "clean", help="delete the cluster, the images and the engine that were made here"
+    )
     clean.set_defaults(handler=_clean)
 
-    base = commands.add_parser("base-images", help="have the base images that the Dockerfiles build on, and Redis")
+    base = commands.add_parser(
+        "base-images", help="have the base images that the Dockerfiles build on, and Redis"
+    )
     base.set_defaults(handler=_base_images)
 
     build = commands.add_parser("build", help="build the project's images")
-    build.add_argument("names", nargs="+", choices=sorted(images.IMAGES), metavar="NAME", help=", ".join(sorted(images.IMAGES)))
+    build.add_argument(
+        "names",
+        nargs="+",
+        choices=sorted(images.IMAGES),
+        metavar="NAME",
+        help=", ".join(sorted(images.IMAGES)),
+    )
     build.set_defaults(handler=_build)
 
-    load = commands.add_parser("load", help="bring images into the cluster's nodes, where they are not there yet")
-    load.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(sorted(images.IMAGES))}, redis, or any image")
+    load = commands.add_parser(
+        "load", help="bring images into the cluster's nodes, where they are not there yet"
+    )
+    load.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(sorted(images.IMAGES))}, redis, or any image"
+    )
     load.add_argument("--all", action="store_true", help="every project image that is built, and Redis")
     load.set_defaults(handler=_load)
 
@@ -79,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
+def _alone(settings: Settings) -> Generator[None]:
     """Holds the lock that keeps two commands from making the same things at once."""
     settings.prepare()
     with (settings.home / "lock").open("w") as lock:
@@ -96,11 +115,14 @@ def _engine(settings: Settings) -> None:
     engine.require_possible()
     settings.prepare()
     if not engine.reachable():
-        run_steps([Step("start the Docker engine", engine.reachable, lambda log: engine.start(settings, log))], settings.logs)
+        run_steps(
+            [Step("start the Docker engine", engine.reachable, lambda log: engine.start(settings, log))],
+            settings.logs,
+        )
 
 
 def _doctor(settings: Settings, _: argparse.Namespace) -> None:
-    """Silent where nothing is missing. Without an engine yet, whether a registry is reachable is for `up` to find out."""
+    """Says nothing where nothing is missing. Where no engine runs yet, `up` asks for registries."""
     engine.require_possible()
     if engine.reachable() and nodeimage.choose() is None:
         nodeimage.require_buildable()
@@ -116,7 +138,9 @@ def _up(settings: Settings, arguments: argparse.Namespace) -> None:
         steps = [
             *(nodeimage.build_steps(settings) if found is None else nodeimage.pull_steps(found)),
             *(tools.step(name, settings) for name in ("kind", "kubectl")),
-            *_cluster_steps(settings, found or NodeImage(nodeimage.built_name(), built=True), arguments.nodes),
+            *_cluster_steps(
+                settings, found or NodeImage(nodeimage.built_name(), built=True), arguments.nodes
+            ),
             tools.step("helm", settings),
         ]
         run_steps(steps, settings.logs)
@@ -130,7 +154,11 @@ def _cluster_steps(settings: Settings, image: NodeImage, nodes: int) -> list[Ste
             lambda: kindcluster.healthy(settings, nodes),
             lambda log: kindcluster.up(settings, image, nodes, log),
         ),
-        Step("pod routes", lambda: kindcluster.routes_set(settings), lambda log: kindcluster.set_routes(settings, log)),
+        Step(
+            "pod routes",
+            lambda: kindcluster.routes_set(settings),
+            lambda log: kindcluster.set_routes(settings, log),
+        ),
         addons.dns_step(settings),
         addons.metrics_server_step(settings),
         s3.step(settings),
@@ -168,13 +196,18 @@ def _base_images(settings: Settings, _: argparse.Namespace) -> None:
 def _build(settings: Settings, arguments: argparse.Namespace) -> None:
     with _alone(settings):
         _engine(settings)
-        run_steps([*images.base_steps(settings), *(images.build_step(name, settings) for name in arguments.names)], settings.logs)
+        run_steps(
+            [*images.base_steps(settings), *(images.build_step(name, settings) for name in arguments.names)],
+            settings.logs,
+        )
 
 
 def _load(settings: Settings, arguments: argparse.Namespace) -> None:
     wanted = [*arguments.names, *(images.loadable() if arguments.all else [])]
     if not wanted:
-        raise Failure("nothing to load", hint=f"Name images ({', '.join(sorted(images.IMAGES))}, redis), or pass --all.")
+        raise StepError(
+            "nothing to load", hint=f"Name images ({', '.join(sorted(images.IMAGES))}, redis), or pass --all."
+        )
     with _alone(settings):
         _engine(settings)
         run_steps([images.load_step(name, settings) for name in dict.fromkeys(wanted)], settings.logs)
@@ -186,7 +219,7 @@ def _status(settings: Settings, _: argparse.Namespace) -> None:
         return
     started = engine.running_pid(settings)
     print(f"engine:  answers{f', started here as process {started}' if started else ''}")
-    for name, image in {**images.base_images(), **{name: f"ratchet-{name}:dev" for name in images.IMAGES}}.items():
+    for image in (*images.base_images().values(), *(f"ratchet-{name}:dev" for name in images.IMAGES)):
         print(f"image:   {image} {'present' if docker.image_exists(image) else 'absent'}")
     nodes = kindcluster.containers(settings)
     state = "healthy" if kindcluster.healthy(settings, 1) else "not healthy" if nodes else "absent"

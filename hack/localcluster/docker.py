@@ -51,7 +51,11 @@ def ask_registry(image: str) -> Offer:
         return Offer.UNREACHABLE
     if asked.returncode == 0:
         return Offer.YES
-    return Offer.NO if "no such manifest" in asked.stderr or "manifest unknown" in asked.stderr else Offer.UNREACHABLE
+    return (
+        Offer.NO
+        if "no such manifest" in asked.stderr or "manifest unknown" in asked.stderr
+        else Offer.UNREACHABLE
+    )
 
 
 def pull(image: str, log: Path) -> None:
@@ -73,14 +77,27 @@ def build(
     hint: str = "",
 ) -> None:
     """`docker build` on the machine's own network, since a package index may be reachable only from there."""
-    words: list[str | os.PathLike[str]] = ["docker", "build", "--network=host", "--tag", tag, "--file", dockerfile]
+    words: list[str | os.PathLike[str]] = [
+        "docker",
+        "build",
+        "--network=host",
+        "--tag",
+        tag,
+        "--file",
+        dockerfile,
+    ]
     for name, value in (arguments or {}).items():
         words += ["--build-arg", f"{name}={value}"]
     run([*words, context], log=log, env=builder_environment(), hint=hint)
 
 
 def build_from_files(
-    tag: str, dockerfile: Path, files: Mapping[str, Path], *, log: Path, arguments: Mapping[str, str] | None = None
+    tag: str,
+    dockerfile: Path,
+    files: Mapping[str, Path],
+    *,
+    log: Path,
+    arguments: Mapping[str, str] | None = None,
 ) -> None:
     """A build whose context is just the named files, each at its path in the context."""
     with tempfile.TemporaryDirectory(prefix="ratchet-context-") as folder:
@@ -105,7 +122,10 @@ def pack(
     links: Mapping[str, str] | None = None,
 ) -> None:
     """An image of single static files, all executable, under one or several tags."""
-    changes = ["ENV PATH=/usr/local/bin:/usr/bin:/bin", *([f'ENTRYPOINT ["{entrypoint}"]'] if entrypoint else [])]
+    changes = [
+        "ENV PATH=/usr/local/bin:/usr/bin:/bin",
+        *([f'ENTRYPOINT ["{entrypoint}"]'] if entrypoint else []),
+    ]
     with tempfile.NamedTemporaryFile(suffix=".tar") as packed:
         with tarfile.open(fileobj=packed, mode="w") as archive:
             for name in _parents([*files, *(links or {})]):

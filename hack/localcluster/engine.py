@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from localcluster.settings import RUNTIME_WRAPPER, Settings
-from localcluster.shell import Failure, MissingRequirement, answer, run, succeeds, tail, wait_until
+from localcluster.shell import MissingRequirementError, StepError, answer, run, succeeds, tail, wait_until
 
 PACKAGES = ("docker.io", "containerd", "runc", "debootstrap", "iptables", "jq")
 CAP_SYS_RESOURCE = 24
@@ -18,32 +18,37 @@ CAP_SYS_RESOURCE = 24
 
 def reachable() -> bool:
     """Whether an engine answers; what `docker` talks to (DOCKER_HOST, context) is the user's choice."""
-    return shutil.which("docker") is not None and succeeds(["docker", "version", "--format", "{{.Server.Version}}"], timeout=20)
+    return shutil.which("docker") is not None and succeeds(
+        ["docker", "version", "--format", "{{.Server.Version}}"], timeout=20
+    )
 
 
 def require_possible() -> None:
     """Says at once when no engine runs and none can be started.
 
     Raises:
-        MissingRequirement: with what is missing and how to get it.
+        MissingRequirementError: with what is missing and how to get it.
+
     """
     if reachable():
         return
     if os.geteuid() != 0:
-        raise MissingRequirement(
+        raise MissingRequirementError(
             "no Docker engine answers, and starting one takes root",
             hint="Start Docker (Docker Desktop, `sudo systemctl start docker`, colima, …), see that `docker info` works\n"
             "for this user, and run the command again. Or run it as root.",
         )
     if not installed() and not shutil.which("apt-get"):
-        raise MissingRequirement(
+        raise MissingRequirementError(
             "no Docker engine is installed, and this is not a Debian-like system on which apt-get could install one",
             hint="Install Docker for your system (https://docs.docker.com/engine/install), start it, and run the command again.",
         )
 
 
 def installed() -> bool:
-    return all(shutil.which(program) for program in ("dockerd", "containerd", "runc", "docker", "iptables", "jq"))
+    return all(
+        shutil.which(program) for program in ("dockerd", "containerd", "runc", "docker", "iptables", "jq")
+    )
 
 
 def install(log: Path) -> None:
@@ -65,7 +70,7 @@ def start(settings: Settings, log: Path) -> None:
     else:
         _start_detached(settings)
     if not wait_until(reachable, seconds=90):
-        raise Failure("dockerd started but does not answer", hint=tail(_engine_log(settings)), log=log)
+        raise StepError("dockerd started but does not answer", hint=tail(_engine_log(settings)), log=log)
 
 
 def _start_detached(settings: Settings) -> None:
@@ -111,7 +116,7 @@ def stop(settings: Settings) -> bool:
         return False
     os.kill(pid, signal.SIGTERM)
     if not wait_until(lambda: running_pid(settings) is None, seconds=30):
-        raise Failure(f"dockerd (process {pid}) does not stop", hint=tail(_engine_log(settings)))
+        raise StepError(f"dockerd (process {pid}) does not stop", hint=tail(_engine_log(settings)))
     return True
 
 
@@ -123,7 +128,9 @@ def running_pid(settings: Settings) -> int | None:
 
 def has_capability(bit: int) -> bool:
     status = Path("/proc/self/status")
-    found = re.search(r"^CapBnd:\s*([0-9a-f]+)", status.read_text(), re.MULTILINE) if status.exists() else None
+    found = (
+        re.search(r"^CapBnd:\s*([0-9a-f]+)", status.read_text(), re.MULTILINE) if status.exists() else None
+    )
     return found is None or bool(int(found[1], 16) >> bit & 1)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localcluster.settings import GOMODS, Settings
-from localcluster.shell import Failure, MissingRequirement, answer, run
+from localcluster.shell import MissingRequirementError, StepError, answer, run
 from localcluster.steps import Step, content_hash
 
 KUBERNETES_VERSION = "v1.35.4"
@@ -87,7 +87,12 @@ CNI_PLUGINS = GoProgram(
     "cni-plugins",
     "v1.9.1",
     module="github.com/containernetworking/plugins@v1.9.1",
-    packages=("./plugins/ipam/host-local", "./plugins/main/loopback", "./plugins/main/ptp", "./plugins/meta/portmap"),
+    packages=(
+        "./plugins/ipam/host-local",
+        "./plugins/main/loopback",
+        "./plugins/main/ptp",
+        "./plugins/meta/portmap",
+    ),
     outputs=("host-local", "loopback", "ptp", "portmap"),
 )
 LOCAL_PATH_PROVISIONER = GoProgram(
@@ -127,19 +132,31 @@ PROMETHEUS = GoProgram(
     outputs=("promtool",),
 )
 
-NODE_PROGRAMS = (KUBERNETES, ETCD, COREDNS, CONTAINERD, CNI_PLUGINS, LOCAL_PATH_PROVISIONER, METRICS_SERVER, VERSITYGW)
-TOOLS = {program: recipe for recipe in (KIND, HELM, KWOK, PROMETHEUS, VERSITYGW) for program in recipe.programs}
+NODE_PROGRAMS = (
+    KUBERNETES,
+    ETCD,
+    COREDNS,
+    CONTAINERD,
+    CNI_PLUGINS,
+    LOCAL_PATH_PROVISIONER,
+    METRICS_SERVER,
+    VERSITYGW,
+)
+TOOLS = {
+    program: recipe for recipe in (KIND, HELM, KWOK, PROMETHEUS, VERSITYGW) for program in recipe.programs
+}
 
 
 def go_command() -> str:
     """The Go compiler.
 
     Raises:
-        MissingRequirement: none is on PATH or where its installer puts it.
+        MissingRequirementError: none is on PATH or where its installer puts it.
+
     """
     found = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
     if not found:
-        raise MissingRequirement(
+        raise MissingRequirementError(
             "no Go compiler, and no image registry to pull from instead",
             hint="Install Go 1.26.4 or newer (https://go.dev/dl), or make an image registry reachable.",
         )
@@ -147,16 +164,16 @@ def go_command() -> str:
 
 
 def require_go() -> None:
-    """
-    Raises:
-        MissingRequirement: there is no Go compiler, or one older than the modules ask for.
+    """Raises:
+    MissingRequirementError: there is no Go compiler, or one older than the modules ask for.
+
     """
     # A newer toolchain is fetched by an older one where GOTOOLCHAIN allows that, so only the one at work counts.
     version = (answer([go_command(), "env", "GOVERSION"]) or "").strip().removeprefix("go")
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if found < OLDEST_GO:
         wanted = ".".join(map(str, OLDEST_GO))
-        raise MissingRequirement(
+        raise MissingRequirementError(
             f"Go {version or '(unknown)'} is too old to build what cannot be pulled",
             hint=f"Install Go {wanted} or newer (https://go.dev/dl), or make an image registry reachable.",
         )
@@ -166,7 +183,10 @@ def module_folder(module: str) -> Path:
     """Where the module cache holds a published module, fetched if need be."""
     described = answer([go_command(), "mod", "download", "-json", module], timeout=300)
     if described is None:
-        raise Failure(f"cannot fetch the Go module {module}", hint="See what `go env GOPROXY` names, and whether it is reachable.")
+        raise StepError(
+            f"cannot fetch the Go module {module}",
+            hint="See what `go env GOPROXY` names, and whether it is reachable.",
+        )
     return Path(json.loads(described)["Dir"])
 
 
@@ -178,8 +198,15 @@ def build(program: GoProgram, settings: Settings, log: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     # -mod=readonly also where a module ships a vendor folder, which published modules do only in part.
-    flags = ["-mod=readonly", "-trimpath", "-buildvcs=false", f"-tags={program.tags}", f"-ldflags={program.ldflags}"]
-    output = f"{partial}/" if len(program.programs) > 1 or program.programs[0] != program.name else str(partial / program.name)
+    flags = [
+        "-mod=readonly",
+        "-trimpath",
+        "-buildvcs=false",
+        f"-tags={program.tags}",
+        f"-ldflags={program.ldflags}",
+    ]
+    # A folder where the packages' own names are wanted: a main module of ours is named after its path otherwise.
+    output = f"{partial}/" if program.outputs else str(partial / program.name)
     run(
         [go_command(), "build", "-C", source, *flags, "-o", output, *program.packages],
         log=log,

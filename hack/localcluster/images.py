@@ -10,7 +10,7 @@ from pathlib import Path
 
 from localcluster import debian, docker, kindcluster, transfer, uv
 from localcluster.settings import DOCKERFILES, Settings
-from localcluster.shell import Failure, answer, run
+from localcluster.shell import StepError, answer, run
 from localcluster.steps import Step, content_hash
 
 IMAGES: Mapping[str, str] = {
@@ -43,7 +43,11 @@ class BaseImage:
     dockerfile: Path
 
     def files(self) -> Mapping[str, Path]:
-        return {"ca-certificates.crt": machine_certificates()} if "ca-certificates.crt" in self.dockerfile.read_text() else {}
+        return (
+            {"ca-certificates.crt": machine_certificates()}
+            if "ca-certificates.crt" in self.dockerfile.read_text()
+            else {}
+        )
 
     def hash_tag(self) -> str:
         """A second tag of the built image, which tells whether it is of this recipe."""
@@ -65,7 +69,10 @@ def machine_certificates() -> Path:
     for path in (os.environ.get("SSL_CERT_FILE"), CERTIFICATES):
         if path and Path(path).is_file():
             return Path(path)
-    raise Failure("no bundle of certificate authorities", hint="Install ca-certificates, or name a bundle in SSL_CERT_FILE.")
+    raise StepError(
+        "no bundle of certificate authorities",
+        hint="Install ca-certificates, or name a bundle in SSL_CERT_FILE.",
+    )
 
 
 def base_images() -> Mapping[str, str]:
@@ -74,7 +81,9 @@ def base_images() -> Mapping[str, str]:
 
 def base_steps(settings: Settings) -> list[Step]:
     return [
-        Step(f"base image {base.public}", base.present, lambda log, base=base: _make_base(base, settings, log))
+        Step(
+            f"base image {base.public}", base.present, lambda log, base=base: _make_base(base, settings, log)
+        )
         for base in (PYTHON, REDIS)
     ]
 
@@ -85,7 +94,9 @@ def _make_base(base: BaseImage, settings: Settings, log: Path) -> None:
         return
     if not docker.image_exists(debian.image()):
         debian.build(settings, log)
-    docker.build_from_files(base.built, base.dockerfile, base.files(), log=log, arguments={"DEBIAN": debian.image()})
+    docker.build_from_files(
+        base.built, base.dockerfile, base.files(), log=log, arguments={"DEBIAN": debian.image()}
+    )
     run(["docker", "tag", base.built, base.hash_tag()], log=log)
 
 
@@ -101,7 +112,11 @@ def prepare_build_folder(settings: Settings, log: Path) -> None:
 
 
 def _wheels(settings: Settings) -> list[Path]:
-    places = [Path(place) for place in os.environ.get("UV_FIND_LINKS", "").replace(",", " ").split() if "://" not in place]
+    places = [
+        Path(place)
+        for place in os.environ.get("UV_FIND_LINKS", "").replace(",", " ").split()
+        if "://" not in place
+    ]
     places.append(settings.repository.parent / "shared" / "wheels")
     return [wheel for place in places if place.is_dir() for wheel in sorted(place.glob("*.whl"))]
 
@@ -125,9 +140,12 @@ def build_step(name: str, settings: Settings) -> Step:
 def build(name: str, settings: Settings, log: Path) -> None:
     dockerfile = settings.repository / IMAGES[name]
     if not dockerfile.is_file():
-        raise Failure(f"{IMAGES[name]} does not exist in the repository")
+        raise StepError(f"{IMAGES[name]} does not exist in the repository")
     prepare_build_folder(settings, log)
-    arguments = {"BASE_IMAGE": PYTHON.name(), **{key: os.environ[key] for key in PASSED_ON if os.environ.get(key)}}
+    arguments = {
+        "BASE_IMAGE": PYTHON.name(),
+        **{key: os.environ[key] for key in PASSED_ON if os.environ.get(key)},
+    }
     docker.build(
         f"ratchet-{name}:dev",
         dockerfile,
@@ -139,7 +157,10 @@ def build(name: str, settings: Settings, log: Path) -> None:
 
 
 def loadable() -> list[str]:
-    return [*(name for name in IMAGES if docker.image_exists(f"ratchet-{name}:dev")), *(["redis"] if REDIS.present() else [])]
+    return [
+        *(name for name in IMAGES if docker.image_exists(f"ratchet-{name}:dev")),
+        *(["redis"] if REDIS.present() else []),
+    ]
 
 
 def image_name(name: str) -> str:
@@ -151,21 +172,27 @@ def image_name(name: str) -> str:
 
 def load_step(name: str, settings: Settings) -> Step:
     image = image_name(name)
-    return Step(f"load {image}", lambda: not _nodes_without(image, settings), lambda log: load(image, settings, log))
+    return Step(
+        f"load {image}", lambda: not _nodes_without(image, settings), lambda log: load(image, settings, log)
+    )
 
 
 def _nodes_without(image: str, settings: Settings) -> list[str]:
     """The nodes that do not hold this very build of the image.
 
     Raises:
-        Failure: the engine does not have the image, or there is no cluster.
+        StepError: the engine does not have the image, or there is no cluster.
+
     """
     wanted = docker.image_id(image)
     if wanted is None:
-        raise Failure(f"{image} is not built", hint="`hack/cluster build NAME` builds it, `hack/cluster base-images` the base images.")
+        raise StepError(
+            f"{image} is not built",
+            hint="`hack/cluster build NAME` builds it, `hack/cluster base-images` the base images.",
+        )
     nodes = kindcluster.containers(settings)
     if not nodes:
-        raise Failure(f"there is no cluster {settings.cluster}", hint="`hack/cluster up` makes it.")
+        raise StepError(f"there is no cluster {settings.cluster}", hint="`hack/cluster up` makes it.")
     return [node.name for node in nodes if f"{LOADED_ID}={wanted}" not in _node_image(node.name, image)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from localcluster import engine, tools
 from localcluster.nodeimage import NodeImage
 from localcluster.settings import Settings
-from localcluster.shell import Argument, Failure, answer, run, succeeds, wait_until
+from localcluster.shell import Argument, StepError, answer, run, succeeds, wait_until
 
 READY_SECONDS = 120
 POD_RANGE = "10.244.0.0/16"
@@ -30,18 +30,23 @@ def kubectl(settings: Settings, *words: Argument) -> list[Argument]:
 
 def kubectl_json(settings: Settings, *words: Argument) -> Any | None:
     """What `kubectl … -o json` answers, or None where it fails or the object does not exist."""
-    printed = answer(kubectl(settings, "--request-timeout=10s", *words, "--output=json", "--ignore-not-found"), timeout=20)
+    printed = answer(
+        kubectl(settings, "--request-timeout=10s", *words, "--output=json", "--ignore-not-found"), timeout=20
+    )
     return json.loads(printed) if printed else None
 
 
 def containers(settings: Settings) -> list[NodeContainer]:
     """The cluster's node containers, the control plane first."""
-    names = answer(["docker", "ps", "--all", "--quiet", "--filter", f"label=io.x-k8s.kind.cluster={settings.cluster}"])
+    names = answer(
+        ["docker", "ps", "--all", "--quiet", "--filter", f"label=io.x-k8s.kind.cluster={settings.cluster}"]
+    )
     if not names or not names.split():
         return []
     inspected = json.loads(answer(["docker", "inspect", *names.split()]) or "[]")
     found = [
-        NodeContainer(one["Name"].lstrip("/"), one["State"]["Running"], one["State"]["StartedAt"]) for one in inspected
+        NodeContainer(one["Name"].lstrip("/"), one["State"]["Running"], one["State"]["StartedAt"])
+        for one in inspected
     ]
     return sorted(found, key=lambda node: ("control-plane" not in node.name, node.name))
 
@@ -71,14 +76,18 @@ def up(settings: Settings, image: NodeImage, nodes: int, log: Path) -> None:
     """Heals the cluster where it exists with at least so many nodes, else makes it anew.
 
     Raises:
-        Failure: the new cluster's nodes do not become ready.
+        StepError: the new cluster's nodes do not become ready.
+
     """
     if not _heal(settings, nodes, log):
         if containers(settings):
             delete(settings, log)
         create(settings, image, nodes, log)
         if not wait_until(lambda: healthy(settings, nodes), seconds=READY_SECONDS):
-            raise Failure("the cluster's nodes do not become ready", hint="`docker logs` and `journalctl` in the node tell more.")
+            raise StepError(
+                "the cluster's nodes do not become ready",
+                hint="`docker logs` and `journalctl` in the node tell more.",
+            )
 
 
 def _heal(settings: Settings, nodes: int, log: Path) -> bool:
@@ -95,17 +104,29 @@ def _heal(settings: Settings, nodes: int, log: Path) -> bool:
 
 
 def create(settings: Settings, image: NodeImage, nodes: int, log: Path) -> None:
-    config = json.dumps(cluster_config(settings.cluster, nodes, own_network=image.built, cgroup_v1=engine.uses_cgroup_v1()))
-    words: list[Argument] = [tools.path("kind", settings), "create", "cluster", "--config=-", "--kubeconfig", settings.kubeconfig]
-    run([*words, *([f"--image={image.name}"] if image.name else [])], input=config, log=log)
+    config = json.dumps(
+        cluster_config(settings.cluster, nodes, own_network=image.built, cgroup_v1=engine.uses_cgroup_v1())
+    )
+    words: list[Argument] = [
+        tools.path("kind", settings),
+        "create",
+        "cluster",
+        "--config=-",
+        "--kubeconfig",
+        settings.kubeconfig,
+    ]
+    run([*words, *([f"--image={image.name}"] if image.name else [])], stdin=config, log=log)
     settings.kubeconfig.chmod(0o600)
 
 
 def cluster_config(name: str, nodes: int, *, own_network: bool, cgroup_v1: bool) -> dict[str, Any]:
-    """kind's configuration. The control plane takes pods too, also beside workers."""
+    """Kind's configuration. The control plane takes pods too, also beside workers."""
     # kind takes the taint off a lone control plane itself, and fails where it finds none.
-    schedulable = [{"kind": "InitConfiguration", "nodeRegistration": {"taints": []}}] if nodes > 1 else []
-    patches = [*schedulable, *([{"kind": "KubeletConfiguration", "failCgroupV1": False}] if cgroup_v1 else [])]
+    patches: list[dict[str, Any]] = []
+    if nodes > 1:
+        patches.append({"kind": "InitConfiguration", "nodeRegistration": {"taints": []}})
+    if cgroup_v1:
+        patches.append({"kind": "KubeletConfiguration", "failCgroupV1": False})
     return {
         "kind": "Cluster",
         "apiVersion": "kind.x-k8s.io/v1alpha4",
@@ -117,13 +138,30 @@ def cluster_config(name: str, nodes: int, *, own_network: bool, cgroup_v1: bool)
 
 
 def delete(settings: Settings, log: Path) -> None:
-    run([tools.path("kind", settings), "delete", "cluster", f"--name={settings.cluster}", "--kubeconfig", settings.kubeconfig], log=log)
+    run(
+        [
+            tools.path("kind", settings),
+            "delete",
+            "cluster",
+            f"--name={settings.cluster}",
+            "--kubeconfig",
+            settings.kubeconfig,
+        ],
+        log=log,
+    )
     settings.kubeconfig.unlink(missing_ok=True)
 
 
 def _export_kubeconfig(settings: Settings, log: Path) -> None:
     run(
-        [tools.path("kind", settings), "export", "kubeconfig", f"--name={settings.cluster}", "--kubeconfig", settings.kubeconfig],
+        [
+            tools.path("kind", settings),
+            "export",
+            "kubeconfig",
+            f"--name={settings.cluster}",
+            "--kubeconfig",
+            settings.kubeconfig,
+        ],
         log=log,
     )
 
@@ -131,7 +169,9 @@ def _export_kubeconfig(settings: Settings, log: Path) -> None:
 def has_own_network(settings: Settings) -> bool:
     """Whether the running cluster is one of a built node image, whose nodes need routes to each other's pods."""
     found = containers(settings)
-    return bool(found) and not succeeds(["docker", "exec", found[0].name, "test", "-s", "/kind/manifests/default-cni.yaml"])
+    return bool(found) and not succeeds(
+        ["docker", "exec", found[0].name, "test", "-s", "/kind/manifests/default-cni.yaml"]
+    )
 
 
 def _routes(settings: Settings) -> list[tuple[str, str, str]]:
@@ -141,7 +181,11 @@ def _routes(settings: Settings) -> list[tuple[str, str, str]]:
         (
             item["metadata"]["name"],
             item["spec"]["podCIDR"],
-            next(address["address"] for address in item["status"]["addresses"] if address["type"] == "InternalIP"),
+            next(
+                address["address"]
+                for address in item["status"]["addresses"]
+                if address["type"] == "InternalIP"
+            ),
         )
         for item in (listed["items"] if listed else ())
     ]

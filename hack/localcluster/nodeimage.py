@@ -17,7 +17,7 @@ from pathlib import Path
 from localcluster import debian, docker, gomods
 from localcluster.gomods import GoProgram
 from localcluster.settings import DOCKERFILES, MANIFESTS, PACKAGE, Settings
-from localcluster.shell import Failure, MissingRequirement, answer, run, succeeds, wait_until
+from localcluster.shell import MissingRequirementError, StepError, answer, run, succeeds, wait_until
 from localcluster.steps import Step, content_hash
 
 PULLED = f"kindest/node:{gomods.KUBERNETES_VERSION}"
@@ -77,11 +77,12 @@ def require_buildable() -> None:
     """Says before any long work when the node image must be built and cannot be.
 
     Raises:
-        MissingRequirement: with what is missing and how to get it.
+        MissingRequirementError: with what is missing and how to get it.
+
     """
     gomods.require_go()
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise MissingRequirement(
+        raise MissingRequirementError(
             "no image registry can be reached, and building the node image takes root on a Debian-like system",
             hint=f"Make a registry reachable so that `docker pull {PULLED}` works, or run this as root on Debian or Ubuntu.",
         )
@@ -90,7 +91,13 @@ def require_buildable() -> None:
 def pull_steps(image: NodeImage) -> list[Step]:
     if image.built or not image.name:
         return []
-    return [Step("pull the node image", lambda: docker.image_exists(image.name), lambda log: docker.pull(image.name, log))]
+    return [
+        Step(
+            "pull the node image",
+            lambda: docker.image_exists(image.name),
+            lambda log: docker.pull(image.name, log),
+        )
+    ]
 
 
 def build_steps(settings: Settings) -> list[Step]:
@@ -98,8 +105,16 @@ def build_steps(settings: Settings) -> list[Step]:
     return [
         *(gomods.build_step(program, settings) for program in PROGRAMS),
         debian.step(settings),
-        Step("make the node's root file system", lambda: docker.image_exists(_root_name()), lambda log: _build_root(settings, log)),
-        Step("make the node image", lambda: docker.image_exists(built_name()), lambda log: _build_image(settings, log)),
+        Step(
+            "make the node's root file system",
+            lambda: docker.image_exists(_root_name()),
+            lambda log: _build_root(settings, log),
+        ),
+        Step(
+            "make the node image",
+            lambda: docker.image_exists(built_name()),
+            lambda log: _build_image(settings, log),
+        ),
     ]
 
 
@@ -111,12 +126,13 @@ def component_images(settings: Settings) -> Mapping[str, str]:
     """`kubeadm`'s own list, by the last part of the name: kube-apiserver, etcd, pause, …
 
     Raises:
-        Failure: the built kubeadm does not answer.
+        StepError: the built kubeadm does not answer.
+
     """
     kubeadm = gomods.link(settings, "kubeadm", gomods.KUBERNETES.path(settings))
     listed = answer([kubeadm, "config", "images", "list", "--kubernetes-version", gomods.KUBERNETES_VERSION])
     if not listed:
-        raise Failure("the built kubeadm does not list its images")
+        raise StepError("the built kubeadm does not list its images")
     return {line.rpartition("/")[2].partition(":")[0]: line for line in listed.split()}
 
 
@@ -128,8 +144,14 @@ def _build_root(settings: Settings, log: Path) -> None:
         # kind reads the whole file as the version, so no newline.
         version.write_text(gomods.KUBERNETES_VERSION)
         programs = {
-            **{f"rootfs/usr/local/bin/{name}": gomods.CONTAINERD.path(settings, name) for name in gomods.CONTAINERD.programs},
-            **{f"rootfs/opt/cni/bin/{name}": gomods.CNI_PLUGINS.path(settings, name) for name in gomods.CNI_PLUGINS.programs},
+            **{
+                f"rootfs/usr/local/bin/{name}": gomods.CONTAINERD.path(settings, name)
+                for name in gomods.CONTAINERD.programs
+            },
+            **{
+                f"rootfs/opt/cni/bin/{name}": gomods.CNI_PLUGINS.path(settings, name)
+                for name in gomods.CNI_PLUGINS.programs
+            },
             "rootfs/usr/local/bin/kubernetes": gomods.KUBERNETES.path(settings),
         }
         docker.build_from_files(
@@ -180,7 +202,11 @@ def _make_components(settings: Settings, log: Path) -> list[str]:
         arguments={"DEBIAN": debian.image()},
     )
     run(["docker", "tag", debian.image(), LOCAL_PATH_HELPER_IMAGE], log=log)
-    return [*listed.values(), *(image for image in static if image not in listed.values()), LOCAL_PATH_HELPER_IMAGE]
+    return [
+        *listed.values(),
+        *(image for image in static if image not in listed.values()),
+        LOCAL_PATH_HELPER_IMAGE,
+    ]
 
 
 def _build_image(settings: Settings, log: Path) -> None:
@@ -197,20 +223,39 @@ def _build_image(settings: Settings, log: Path) -> None:
         inside = ["docker", "exec", container]
         run(["docker", "exec", "--detach", container, "containerd"], log=log)
         if not wait_until(lambda: succeeds([*inside, "ctr", "version"]), seconds=60):
-            raise Failure("containerd does not start in the node's root file system", log=log)
+            raise StepError("containerd does not start in the node's root file system", log=log)
         saved = subprocess.Popen(["docker", "save", *images], stdout=subprocess.PIPE)
         run(
-            ["docker", "exec", "--interactive", container, "ctr", "-n", "k8s.io", "images", "import", "--no-unpack", "-"],
-            input=saved.stdout,
+            [
+                "docker",
+                "exec",
+                "--interactive",
+                container,
+                "ctr",
+                "-n",
+                "k8s.io",
+                "images",
+                "import",
+                "--no-unpack",
+                "-",
+            ],
+            stdin=saved.stdout,
             log=log,
         )
         if saved.wait() != 0:
-            raise Failure("docker could not save the component images", log=log)
+            raise StepError("docker could not save the component images", log=log)
         run([*inside, "pkill", "-TERM", "-x", "containerd"], log=log)
         if not wait_until(lambda: not succeeds([*inside, "pgrep", "-x", "containerd"]), seconds=30):
-            raise Failure("containerd does not stop", log=log)
+            raise StepError("containerd does not stop", log=log)
         run(
-            ["docker", "commit", "--change", 'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]', "--change", "CMD []"]
+            [
+                "docker",
+                "commit",
+                "--change",
+                'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]',
+                "--change",
+                "CMD []",
+            ]
             + [container, built_name()],
             log=log,
         )

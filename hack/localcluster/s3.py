@@ -10,7 +10,7 @@ import http.client
 import json
 import secrets
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 from localcluster import addons
 from localcluster.kindcluster import kubectl, kubectl_json
 from localcluster.settings import MANIFESTS, Settings
-from localcluster.shell import Failure, answer, run, wait_until
+from localcluster.shell import StepError, answer, run, wait_until
 from localcluster.steps import Step
 
 NAMESPACE, NAME, BUCKET, SECRET = "ratchet-s3", "s3", "ratchet", "s3-credentials"
@@ -64,12 +64,16 @@ def _make(settings: Settings, log: Path) -> None:
     if not addons.deployed(settings, NAMESPACE, NAME, MANIFEST):
         addons.deploy(settings, NAMESPACE, NAME, MANIFEST, log)
     if not wait_until(lambda: bucket_answers(settings, credentials, create=True), seconds=60):
-        raise Failure("the S3 server does not answer", hint=f"`kubectl -n {NAMESPACE} logs deploy/{NAME}` tells why.")
+        raise StepError(
+            "the S3 server does not answer", hint=f"`kubectl -n {NAMESPACE} logs deploy/{NAME}` tells why."
+        )
 
 
 def _apply(settings: Settings, thing: object, log: Path) -> None:
-    words = kubectl(settings, "apply", "--server-side", "--force-conflicts", addons.FIELD_MANAGER, "--filename=-")
-    run(words, input=json.dumps(thing), log=log)
+    words = kubectl(
+        settings, "apply", "--server-side", "--force-conflicts", addons.FIELD_MANAGER, "--filename=-"
+    )
+    run(words, stdin=json.dumps(thing), log=log)
 
 
 def _secret(namespace: str, credentials: Credentials) -> object:
@@ -108,7 +112,11 @@ def _request(port: int, method: str, credentials: Credentials) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         host, path = f"127.0.0.1:{port}", f"/{BUCKET}"
-        connection.request(method, path, headers=signed_headers(method, host, path, credentials, datetime.datetime.now(datetime.UTC)))
+        connection.request(
+            method,
+            path,
+            headers=signed_headers(method, host, path, credentials, datetime.datetime.now(datetime.UTC)),
+        )
         response = connection.getresponse()
         response.read()
         return response.status
@@ -116,13 +124,17 @@ def _request(port: int, method: str, credentials: Credentials) -> int:
         connection.close()
 
 
-def signed_headers(method: str, host: str, path: str, credentials: Credentials, now: datetime.datetime) -> Mapping[str, str]:
+def signed_headers(
+    method: str, host: str, path: str, credentials: Credentials, now: datetime.datetime
+) -> Mapping[str, str]:
     """AWS Signature Version 4 of a request without body and query, as the S3 API reference describes it."""
     empty = hashlib.sha256(b"").hexdigest()
     stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
     headers = {"host": host, "x-amz-content-sha256": empty, "x-amz-date": stamp}
     names = ";".join(headers)
-    canonical = "\n".join([method, path, "", *(f"{name}:{value}" for name, value in headers.items()), "", names, empty])
+    canonical = "\n".join(
+        [method, path, "", *(f"{name}:{value}" for name, value in headers.items()), "", names, empty]
+    )
     scope = f"{day}/{REGION}/s3/aws4_request"
     to_sign = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()])
     key = f"AWS4{credentials.secret}".encode()
@@ -134,13 +146,17 @@ def signed_headers(method: str, host: str, path: str, credentials: Credentials, 
 
 
 @contextmanager
-def _forwarded_port(settings: Settings) -> Iterator[int]:
+def _forwarded_port(settings: Settings) -> Generator[int]:
     """A port on loopback that leads to the Service, while the context lasts.
 
     Raises:
         ConnectionError: the forwarding does not start, as where no pod is ready.
+
     """
-    words = [str(word) for word in kubectl(settings, "--namespace", NAMESPACE, "port-forward", f"service/{NAME}", ":9000")]
+    words = [
+        str(word)
+        for word in kubectl(settings, "--namespace", NAMESPACE, "port-forward", f"service/{NAME}", ":9000")
+    ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
@@ -156,7 +172,14 @@ def _forwarded_port(settings: Settings) -> Iterator[int]:
 
 def describe(settings: Settings) -> str:
     """One line for `status`."""
-    volume = answer(kubectl(settings, "--namespace", NAMESPACE, "get", "pvc", NAME, "--output=jsonpath={.status.phase}")) or "absent"
+    volume = (
+        answer(
+            kubectl(
+                settings, "--namespace", NAMESPACE, "get", "pvc", NAME, "--output=jsonpath={.status.phase}"
+            )
+        )
+        or "absent"
+    )
     credentials = _read_credentials(settings, NAMESPACE)
     state = "answers" if credentials and bucket_answers(settings, credentials) else "does not answer"
     return f"{ENDPOINT} bucket {BUCKET} {state}, volume {volume}, credentials in Secret {SECRET} of {NAMESPACE} and default"

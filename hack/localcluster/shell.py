@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 Argument = str | os.PathLike[str]
 
 
-class Failure(Exception):
+class StepError(Exception):
     """Something that was tried did not work. `hint` says what to do about it."""
 
     exit_code = 1
@@ -23,7 +25,7 @@ class Failure(Exception):
         self.log = log
 
 
-class MissingRequirement(Failure):
+class MissingRequirementError(StepError):
     """The machine lacks something that cannot be got from here (EX_UNAVAILABLE)."""
 
     exit_code = 69
@@ -38,14 +40,15 @@ def run(
     *,
     log: Path | None = None,
     env: Mapping[str, str] | None = None,
-    input: str | bytes | IO[bytes] | None = None,
+    stdin: str | IO[bytes] | None = None,
     timeout: float | None = None,
     hint: str = "",
 ) -> None:
     """Runs to success, everything it prints going to the end of `log`.
 
     Raises:
-        Failure: it exited with another status than 0, or took more than `timeout` seconds.
+        StepError: it exited with another status than 0, or took more than `timeout` seconds.
+
     """
     words = [os.fspath(word) for word in argv]
     target = log.open("ab") if log else None
@@ -53,28 +56,41 @@ def run(
         if target:
             target.write(f"$ {' '.join(words)}\n".encode())
             target.flush()
-        data = input.encode() if isinstance(input, str) else input
-        streams = {"input": data} if isinstance(data, bytes) else {"stdin": data or subprocess.DEVNULL}
-        done = subprocess.run(
-            words,
-            stdout=target or subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-            env=environment(env),
-            timeout=timeout,
-            check=False,
-            **streams,  # pyright: ignore[reportArgumentType, reportCallIssue]
-        )
+        with _as_file(stdin) as source:
+            done = subprocess.run(
+                words,
+                stdin=source,
+                stdout=target or subprocess.DEVNULL,
+                stderr=subprocess.STDOUT,
+                env=environment(env),
+                timeout=timeout,
+                check=False,
+            )
     except subprocess.TimeoutExpired as error:
-        raise Failure(f"{words[0]} took more than {timeout:.0f} s", hint=hint, log=log) from error
+        raise StepError(f"{words[0]} took more than {timeout:.0f} s", hint=hint, log=log) from error
     finally:
         if target:
             target.close()
     if done.returncode != 0:
-        raise Failure(f"`{' '.join(words)}` exited with {done.returncode}", hint=hint, log=log)
+        raise StepError(f"`{' '.join(words)}` exited with {done.returncode}", hint=hint, log=log)
 
 
-def answer(argv: Sequence[Argument], *, env: Mapping[str, str] | None = None, timeout: float = 60) -> str | None:
-    """What a program prints on its standard output, or None where it fails or is slower than `timeout` seconds."""
+@contextmanager
+def _as_file(stdin: str | IO[bytes] | None) -> Generator[IO[bytes] | int]:
+    """What a program can read from; a text goes through a file without a name, so that no pipe can fill up."""
+    if not isinstance(stdin, str):
+        yield subprocess.DEVNULL if stdin is None else stdin
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(stdin.encode())
+        file.seek(0)
+        yield file
+
+
+def answer(
+    argv: Sequence[Argument], *, env: Mapping[str, str] | None = None, timeout: float = 60
+) -> str | None:
+    """What a program prints, or None where it fails or takes more than `timeout` seconds."""
     try:
         done = subprocess.run(
             [os.fspath(word) for word in argv],

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster.shell import Failure
+from localcluster.shell import StepError
 
 
 @dataclass(frozen=True)
 class Step:
     title: str
     present: Callable[[], bool]
-    """Whether the product exists; asked again on every run, so that a step that was cut short is done again."""
+    """Whether the product exists; asked on every run, so that a step that was cut short is done again."""
     make: Callable[[Path], None]
     """Makes the product; what it prints belongs into the log file it is given."""
 
@@ -26,7 +26,8 @@ def run_steps(steps: Sequence[Step], logs: Path, *, first: int = 1, total: int |
     """Runs the steps in order.
 
     Raises:
-        Failure: as the failed step raised it, with that step's log.
+        StepError: as the failed step raised it, with that step's log.
+
     """
     total = total or len(steps) + first - 1
     width = len(str(total))
@@ -40,9 +41,9 @@ def run_steps(steps: Sequence[Step], logs: Path, *, first: int = 1, total: int |
         log.write_text("")
         try:
             step.make(log)
-        except Failure as failure:
+        except StepError as error:
             print("FAILED", flush=True)
-            failure.log = failure.log or log
+            error.log = error.log or log
             raise
         except BaseException:
             print("interrupted", flush=True)

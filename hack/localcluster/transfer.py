@@ -1,7 +1,7 @@
 """Images from the engine into a node's containerd, sending only the layers that the node does not hold.
 
-`docker save` writes every layer. This repacks what it wrote as an OCI image layout in which blobs that the node already
-has are named and not repeated; containerd takes them from its own store.
+`docker save` writes every layer. This repacks what it wrote as an OCI image layout in which blobs that the node
+already has are named and not repeated; containerd takes them from its own store.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import json
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from localcluster.shell import Failure, answer, run
+from localcluster.shell import StepError, answer, run
 
 NAMESPACE = "k8s.io"
 OCI = "application/vnd.oci.image"
@@ -55,7 +55,7 @@ def full_name(image: str) -> str:
 
 
 @contextmanager
-def saved(image: str, log: Path) -> Iterator[tarfile.TarFile]:
+def saved(image: str, log: Path) -> Generator[tarfile.TarFile]:
     """The image as `docker save` writes it, open while the context lasts."""
     with tempfile.NamedTemporaryFile(prefix="ratchet-image-", suffix=".tar") as file:
         run(["docker", "save", "--output", file.name, image], log=log)
@@ -67,11 +67,14 @@ def send(archive: tarfile.TarFile, image: str, node: str, log: Path) -> None:
     """Imports a saved image into one node under its full name.
 
     Raises:
-        Failure: containerd refused it.
+        StepError: containerd refused it.
+
     """
     held = set((answer([*ctr(node), "content", "list", "--quiet"]) or "").split())
     with log.open("ab") as output:
-        importing = subprocess.Popen([*ctr(node), "images", "import", "-"], stdin=subprocess.PIPE, stdout=output, stderr=output)
+        importing = subprocess.Popen(
+            [*ctr(node), "images", "import", "-"], stdin=subprocess.PIPE, stdout=output, stderr=output
+        )
         assert importing.stdin is not None
         try:
             with importing.stdin as pipe:
@@ -79,7 +82,7 @@ def send(archive: tarfile.TarFile, image: str, node: str, log: Path) -> None:
         except BrokenPipeError:
             pass  # its exit status and the log tell why it went away
     if importing.wait() != 0:
-        raise Failure(f"{node} could not import {image}", log=log)
+        raise StepError(f"{node} could not import {image}", log=log)
 
 
 def repack(archive: tarfile.TarFile, name: str, held: Collection[str], output: IO[bytes]) -> None:
@@ -88,7 +91,9 @@ def repack(archive: tarfile.TarFile, name: str, held: Collection[str], output: I
     config = _read(archive, saved_manifest["Config"])
     layers = [
         _layer(archive, member, diff_id)
-        for member, diff_id in zip(saved_manifest["Layers"], json.loads(config)["rootfs"]["diff_ids"], strict=True)
+        for member, diff_id in zip(
+            saved_manifest["Layers"], json.loads(config)["rootfs"]["diff_ids"], strict=True
+        )
     ]
     config_blob = _blob(f"{OCI}.config.v1+json", config)
     manifest = _json(
@@ -119,19 +124,26 @@ def repack(archive: tarfile.TarFile, name: str, held: Collection[str], output: I
 
 
 def _layer(archive: tarfile.TarFile, member: str, diff_id: str) -> Layer:
-    """Engines name a layer's file by its digest, or else write it uncompressed, where the digest is the diff id."""
+    """Engines name a layer's file by its digest, or write it uncompressed, where the diff id is its digest."""
     folder, _, digest = member.rpartition("/")
     content = _open(archive, member)
     start = content.read(4)
     compression = next((suffix for magic, suffix in COMPRESSION.items() if start.startswith(magic)), "")
     size = content.seek(0, io.SEEK_END)
-    return Layer(member, Blob(f"{OCI}.layer.v1.tar{compression}", f"sha256:{digest}" if folder == "blobs/sha256" else diff_id, size))
+    return Layer(
+        member,
+        Blob(
+            f"{OCI}.layer.v1.tar{compression}",
+            f"sha256:{digest}" if folder == "blobs/sha256" else diff_id,
+            size,
+        ),
+    )
 
 
 def _open(archive: tarfile.TarFile, member: str) -> IO[bytes]:
     content = archive.extractfile(member)
     if content is None:
-        raise Failure(f"the saved image has no file {member}")
+        raise StepError(f"the saved image has no file {member}")
     return content
 
 

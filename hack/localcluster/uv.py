@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from localcluster.settings import Settings
-from localcluster.shell import Failure, answer, run
+from localcluster.shell import StepError, answer, run
 
-# `uv` on PATH may be a version manager's shim, a script that is worth nothing in an image; uv itself says where it lies.
+# `uv` on PATH may be a version manager's shim, a script that is worth nothing in an image; uv itself tells.
 FIND = "import uv; print(uv.find_uv_bin())"
 
 
@@ -16,17 +16,22 @@ def binary(settings: Settings, log: Path) -> Path:
     """The real executable.
 
     Raises:
-        Failure: it is not on this machine, and cannot be installed.
+        StepError: it is not on this machine, and cannot be installed.
+
     """
     environment = settings.home / "uv"
     python = environment / "bin" / "python"
     found = _ask(Path(sys.executable)) or _ask(python)
     if found is None:
         run([sys.executable, "-m", "venv", environment], log=log)
-        run([python, "-m", "pip", "install", "--quiet", "uv"], log=log, hint="The Python package index cannot be reached.")
+        run(
+            [python, "-m", "pip", "install", "--quiet", "uv"],
+            log=log,
+            hint="The Python package index cannot be reached.",
+        )
         found = _ask(python)
     if found is None:
-        raise Failure("uv is installed but does not say where", log=log)
+        raise StepError("uv is installed but does not say where", log=log)
     return found
 
 
