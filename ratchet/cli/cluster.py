@@ -150,18 +150,19 @@ class KubernetesCluster:
     def apply(self, resource: Resource, kind: Kind) -> Resource:
         """Server-side apply; the file wins over what others wrote."""
         namespace = resource["metadata"].get("namespace") or self.namespace
+        at = (GROUP, VERSION, namespace, kind.plural, resource["metadata"]["name"])
         with self._words():
-            return cast(
-                Resource,
-                self._custom.patch_namespaced_custom_object(
-                    *(GROUP, VERSION, namespace, kind.plural, resource["metadata"]["name"], resource),
-                    field_manager=FIELD_MANAGER,
-                    field_validation="Strict",
-                    force=True,
-                    _content_type="application/apply-patch+yaml",
-                    **self._timeouts,
-                ),
+            applied = self._custom.patch_namespaced_custom_object(
+                *(*at, resource),
+                field_manager=FIELD_MANAGER,
+                field_validation="Strict",
+                force=True,
+                _content_type="application/apply-patch+yaml",
+                **self._timeouts,
             )
+            # The client reads the body of a 200 but not of the 201 that answers a new object.
+            found = applied or self._custom.get_namespaced_custom_object(*at, **self._timeouts)
+        return cast(Resource, found)
 
     def patch(self, kind: Kind, name: str, change: Resource) -> Resource:
         """Merge a change into an object that exists."""
