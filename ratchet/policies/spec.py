@@ -56,7 +56,10 @@ class SpaceSpec(_Value):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        np.dtype(self.dtype)
+        try:
+            np.dtype(self.dtype)
+        except TypeError as error:
+            raise ValueError(f"{self.dtype} is no dtype of numpy") from error
         size = prod(self.shape)
         if (self.n is not None) != (self.kind == "Discrete"):
             raise ValueError("n belongs to a Discrete space, and to no other")
