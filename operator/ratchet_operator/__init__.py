@@ -1,1 +1,1 @@
-"""The control plane of Ratchet."""
+"""The control plane of Ratchet: events in, one pure step per object, writes out."""

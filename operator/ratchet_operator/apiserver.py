@@ -1,0 +1,268 @@
+"""A small client of the API server: plain JSON over aiohttp, with the credentials of `kubernetes.aio`."""
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import (
+    ConfigException,
+    load_incluster_config,  # pyright: ignore[reportUnknownVariableType]
+    load_kube_config,  # pyright: ignore[reportUnknownVariableType]
+)
+
+from ratchet_operator.kinds import FIELD_MANAGER, Json, Kind, items, sub
+from ratchet_operator.metrics import API_READS, API_WRITES, ERRORS
+
+PARTIAL = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=20)
+PAGE = 500
+
+
+class ApiError(Exception):
+    """The API server said no.
+
+    Attributes:
+        status: HTTP status; 0 where no answer came.
+        reason: metav1.Status reason.
+        message: the server's sentence.
+
+    """
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.retry_after = retry_after
+
+
+async def load_configuration() -> Configuration:
+    """Credentials of the pod, else of the kubeconfig."""
+    configuration = Configuration()
+    try:
+        load_incluster_config(configuration)
+    except ConfigException:
+        await load_kube_config(client_configuration=configuration)
+    return configuration
+
+
+class Bucket:
+    """A token bucket in which callers wait in the order in which they came."""
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._tokens, self._at = burst, clock()
+
+    def reserve(self) -> float:
+        """Take a token; returns how many seconds to wait before using it."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        self._tokens -= 1
+        return max(0.0, -self._tokens / self._rate)
+
+    async def take(self) -> None:
+        """Wait for a token."""
+        wait = self.reserve()
+        if wait > 0:
+            await asyncio.sleep(wait)
+
+
+class ApiServer:
+    """Requests to one API server; use as an async context manager."""
+
+    def __init__(self, configuration: Configuration, bucket: Bucket) -> None:
+        self.configuration = configuration
+        self._bucket = bucket
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "ApiServer":
+        connector = aiohttp.TCPConnector(limit=64, ssl=self._ssl())
+        self._session = aiohttp.ClientSession(
+            base_url=self.configuration.host, connector=connector, timeout=REQUEST_TIMEOUT
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _ssl(self) -> ssl.SSLContext | bool:
+        config = self.configuration
+        if not str(config.host).startswith("https"):
+            return True
+        context = ssl.create_default_context(cafile=config.ssl_ca_cert, cadata=config.ca_cert_data)
+        if config.cert_file:
+            context.load_cert_chain(config.cert_file, keyfile=config.key_file)
+        if not config.verify_ssl:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return context
+
+    async def _headers(self, accept: str, content_type: str | None) -> dict[str, str]:
+        headers = {"Accept": accept}
+        token = await self.configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        if token:
+            headers["Authorization"] = token
+        if content_type:
+            headers["Content-Type"] = content_type
+        return headers
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        params: dict[str, str] | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Json:
+        """One request.
+
+        Raises:
+            ApiError: the server refused, or did not answer.
+
+        """
+        if self._session is None:
+            raise RuntimeError("use ApiServer as an async context manager")
+        data = None if body is None else json.dumps(body).encode()
+        headers = await self._headers(accept, content_type if data else None)
+        try:
+            async with self._session.request(
+                method, path, data=data, params=params, headers=headers
+            ) as answer:
+                text = await answer.text()
+                if answer.status < 400:
+                    return json.loads(text) if text else {}
+                raise _error(answer.status, text, answer.headers.get("Retry-After"))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiError(0, type(error).__name__, str(error) or f"{method} {path} got no answer") from error
+
+    async def _write(self, verb: str, kind: Kind, *args: Any, **kwargs: Any) -> Json:
+        await self._bucket.take()
+        API_WRITES.labels(verb, kind.kind).inc()
+        try:
+            return await self.request(*args, **kwargs)
+        except ApiError as error:
+            ERRORS.labels(f"{verb} {kind.kind} {error.status}").inc()
+            raise
+
+    async def get(self, kind: Kind, namespace: str, name: str, metadata_only: bool = False) -> Json | None:
+        """One object, None where it is not."""
+        API_READS.labels("get", kind.kind).inc()
+        accept = PARTIAL if metadata_only else "application/json"
+        try:
+            return await self.request("GET", kind.path(namespace, name), accept=accept)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(self, kind: Kind, namespace: str | None, selector: str | None) -> tuple[list[Json], int]:
+        """All objects of a kind, and the resourceVersion of the list."""
+        API_READS.labels("list", kind.kind).inc()
+        params = {"limit": str(PAGE)}
+        if selector:
+            params["labelSelector"] = selector
+        found: list[Json] = []
+        while True:
+            page = await self.request("GET", kind.path(namespace), params=params)
+            found += items(page, "items")
+            version, more = (
+                sub(page, "metadata").get("resourceVersion"),
+                sub(page, "metadata").get("continue"),
+            )
+            if not more:
+                return found, int(version or 0)
+            params["continue"] = more
+
+    async def apply(self, kind: Kind, obj: Json, version: str | None = None) -> Json:
+        """Server-side apply with our field manager, by force."""
+        metadata = obj["metadata"]
+        if version is not None:
+            obj = {**obj, "metadata": {**metadata, "resourceVersion": version}}
+        return await self._write(
+            "apply",
+            kind,
+            "PATCH",
+            kind.path(metadata.get("namespace"), metadata["name"]),
+            body=obj,
+            params={"fieldManager": FIELD_MANAGER, "force": "true"},
+            content_type="application/apply-patch+yaml",
+        )
+
+    async def create(self, kind: Kind, obj: Json, accept: str = "application/json") -> Json:
+        """Create an object."""
+        return await self._write(
+            "create",
+            kind,
+            "POST",
+            kind.path(obj["metadata"]["namespace"]),
+            body=obj,
+            params={"fieldManager": FIELD_MANAGER},
+            accept=accept,
+        )
+
+    async def patch_status(self, kind: Kind, namespace: str, name: str, status: Json) -> Json:
+        """JSON merge patch of the status subresource."""
+        return await self._write(
+            "patch",
+            kind,
+            "PATCH",
+            kind.path(namespace, name, "status"),
+            body={"status": status},
+            params={"fieldManager": FIELD_MANAGER},
+            content_type="application/merge-patch+json",
+        )
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
+        """Delete exactly this object; gone or replaced already is as good."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid},
+        }
+        try:
+            await self._write("delete", kind, "DELETE", kind.path(namespace, name), body=body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+
+    async def watch(self, kind: Kind, namespace: str, field_selector: str) -> AsyncIterator[Json]:
+        """Events of one watch until the server ends it.
+
+        Raises:
+            ApiError: the watch could not be opened or broke.
+
+        """
+        if self._session is None:
+            raise RuntimeError("use ApiServer as an async context manager")
+        params = {"watch": "true", "fieldSelector": field_selector, "timeoutSeconds": "300"}
+        headers = await self._headers("application/json", None)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
+        try:
+            async with self._session.get(
+                kind.path(namespace), params=params, headers=headers, timeout=timeout
+            ) as answer:
+                if answer.status >= 400:
+                    raise _error(answer.status, await answer.text(), None)
+                async for line in answer.content:
+                    yield json.loads(line)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ApiError(0, type(error).__name__, str(error)) from error
+
+
+def _error(status: int, text: str, retry_after: str | None) -> ApiError:
+    try:
+        answer = json.loads(text)
+        reason, message = str(answer.get("reason", "")), str(answer.get("message", text))
+    except (ValueError, AttributeError):
+        reason, message = "", text[:500]
+    wait = float(retry_after) if retry_after and retry_after.isdecimal() else None
+    return ApiError(status, reason, message, wait)

@@ -1,0 +1,117 @@
+"""The trainer: one pod at most at any time, numbered by attempt."""
+
+from typing import Literal
+
+from ratchet_operator.build.config import CONFIG_KEY
+from ratchet_operator.build.context import JobContext
+from ratchet_operator.build.pod import (
+    TMP,
+    USER,
+    Mount,
+    config_mount,
+    container,
+    environment,
+    pod_spec,
+    resources,
+    secret_mount,
+    user_mount,
+)
+from ratchet_operator.build.redis import SECRET_UID_ANNOTATION
+from ratchet_operator.kinds import ATTEMPT_LABEL, DEPLOYMENT, SERVICE, Json, digest
+
+PORT = 8080
+CONFIG_HASH = "ratchet.dev/config-hash"
+CONFIG_DIR = "/etc/ratchet"
+REDIS_DIR = "/var/run/ratchet/redis"
+S3_DIR = "/var/run/ratchet/s3"
+CONTAINER = "trainer"
+
+
+def shared_mounts(context: JobContext) -> list[Mount]:
+    """What trainer and workers both need to read."""
+    return [
+        config_mount("config", CONFIG_DIR, context.config_name, CONFIG_KEY),
+        secret_mount("redis", REDIS_DIR, context.redis_secret_name, "REDIS_URL"),
+        TMP,
+    ]
+
+
+def shared_environment() -> dict[str, str]:
+    """Where trainer and workers find it."""
+    return {
+        "RATCHET_CONFIG": f"{CONFIG_DIR}/{CONFIG_KEY}",
+        "RATCHET_REDIS_URL_FILE": f"{REDIS_DIR}/REDIS_URL",
+    }
+
+
+def trainer_deployment(
+    context: JobContext, attempt: int, device: Literal["CPU", "GPU"], secret_uid: str, replicas: int
+) -> Json:
+    """`<job>-trainer`. Its template changes, and so its pod, with the configuration, the attempt, the
+    device and the Redis password.
+    """
+    trainer, s3 = context.spec.trainer, context.spec.checkpoint.s3
+    mounts = shared_mounts(context)
+    values = {
+        "RATCHET_ATTEMPT": str(attempt),
+        "RATCHET_DEVICE": device,
+        **shared_environment(),
+    }
+    if s3.secret_ref is not None:
+        mounts.append(secret_mount("s3", S3_DIR, s3.secret_ref.name))
+        values["RATCHET_S3_CREDENTIALS_DIR"] = S3_DIR
+    mounts += [user_mount(volume) for volume in trainer.volumes]
+    gpus: Json = {}
+    if device == "GPU" and trainer.gpu is not None:
+        gpus = {trainer.gpu.resource_name: trainer.gpu.count}
+    main = container(
+        CONTAINER,
+        trainer.image or context.installation.trainer_image,
+        context.installation.image_pull_policy,
+        mounts,
+        env=environment(values),
+        ports=[{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
+        readinessProbe={
+            "httpGet": {"path": "/readyz", "port": "http"},
+            "periodSeconds": 2,
+            "timeoutSeconds": 2,
+        },
+        livenessProbe={
+            "httpGet": {"path": "/healthz", "port": "http"},
+            "initialDelaySeconds": 60,
+            "periodSeconds": 20,
+            "timeoutSeconds": 10,
+            "failureThreshold": 6,
+        },
+        resources=resources(trainer.resources, "250m", "512Mi", gpus),
+    )
+    labels = context.labels(CONTAINER)
+    obj = context.child(DEPLOYMENT, context.trainer_name, CONTAINER)
+    obj["spec"] = {
+        "replicas": replicas,
+        "revisionHistoryLimit": 0,
+        "strategy": {"type": "Recreate"},
+        "selector": {"matchLabels": context.selector(CONTAINER)},
+        "template": {
+            "metadata": {
+                "labels": {**labels, ATTEMPT_LABEL: str(attempt)},
+                "annotations": {
+                    CONFIG_HASH: digest(context.config.to_wire()),
+                    SECRET_UID_ANNOTATION: secret_uid,
+                },
+            },
+            "spec": pod_spec(main, mounts, USER, trainer, terminationGracePeriodSeconds=30),
+        },
+    }
+    return obj
+
+
+def trainer_service(context: JobContext) -> Json:
+    """Headless, for Prometheus to find the trainer's /metrics."""
+    obj = context.child(SERVICE, context.trainer_name, CONTAINER)
+    obj["spec"] = {
+        "clusterIP": "None",
+        "selector": context.selector(CONTAINER),
+        "ports": [{"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}],
+    }
+    return obj

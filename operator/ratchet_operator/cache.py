@@ -1,0 +1,151 @@
+"""What the watches told: objects by UID, found by name, by job, by pool.
+
+An object is never replaced by an older version of itself, so that the answer to our own write, put here at
+once, is not undone by a watch that lags. A deleted UID never comes back.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from ratchet_operator.kinds import (
+    JOB_LABEL,
+    NODE,
+    POD,
+    POOL_LABEL,
+    ROLLOUT_POOL,
+    Json,
+    Kind,
+    items,
+    labels_of,
+    name_of,
+    namespace_of,
+    spec_of,
+    status_of,
+    sub,
+    uid_of,
+    version_of,
+)
+
+WORKS_FOR = "spec.trainingJobRef.name"
+_TOMBSTONES = 10_000
+_POD_STATUS = ("phase", "reason", "message", "podIP", "conditions", "containerStatuses")
+
+
+def slim(kind: Kind, obj: Json) -> Json:
+    """The object without what nobody here reads; most of a thousand jobs' memory is that."""
+    metadata = {key: value for key, value in sub(obj, "metadata").items() if key != "managedFields"}
+    if kind is POD:
+        containers = [
+            {"name": item.get("name"), "image": item.get("image")}
+            for item in items(spec_of(obj), "containers")
+        ]
+        status = status_of(obj)
+        return {
+            "metadata": metadata,
+            "spec": {"nodeName": spec_of(obj).get("nodeName"), "containers": containers},
+            "status": {key: status[key] for key in _POD_STATUS if key in status},
+        }
+    if kind is NODE:
+        return {"metadata": {"name": metadata.get("name"), "uid": metadata.get("uid"),
+                             "resourceVersion": metadata.get("resourceVersion")},
+                "status": {"allocatable": sub(obj, "status", "allocatable")}}  # fmt: skip
+    return {**obj, "metadata": metadata}
+
+
+class Store:
+    """All objects of one kind."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self._by_uid: dict[str, Json] = {}
+        self._by_name: dict[tuple[str, str], str] = {}
+        self._by_label: dict[tuple[str, str, str], dict[str, None]] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._by_uid)
+
+    def __iter__(self) -> Iterator[Json]:
+        return iter(list(self._by_uid.values()))
+
+    def put(self, obj: Json) -> tuple[bool, Json | None]:
+        """Take in a version of an object.
+
+        Returns:
+            whether it is news, and the version that was known before.
+
+        """
+        uid = uid_of(obj)
+        before = self._by_uid.get(uid)
+        if uid in self._gone or (before is not None and version_of(obj) <= version_of(before)):
+            return False, before
+        obj = slim(self.kind, obj)
+        if before is not None:
+            self._unindex(before)
+        self._by_uid[uid] = obj
+        self._by_name[namespace_of(obj), name_of(obj)] = uid
+        for at in self._labels(obj):
+            self._by_label.setdefault(at, {})[uid] = None
+        return True, before
+
+    def remove(self, uid: str) -> Json | None:
+        """Forget an object for good; returns what was known of it."""
+        self._gone[uid] = None
+        if len(self._gone) > _TOMBSTONES:
+            self._gone.popitem(last=False)
+        before = self._by_uid.pop(uid, None)
+        if before is not None:
+            self._unindex(before)
+        return before
+
+    def missing_from(self, listed: Iterable[Json], namespaces: tuple[str, ...], version: int) -> list[str]:
+        """UIDs known here that a list at this resourceVersion no longer has: deleted while nobody watched."""
+        there = {uid_of(obj) for obj in listed}
+        return [
+            uid
+            for uid, obj in self._by_uid.items()
+            if uid not in there
+            and version_of(obj) <= version
+            and (not namespaces or namespace_of(obj) in namespaces)
+        ]
+
+    def get(self, namespace: str, name: str) -> Json | None:
+        """The object with this name."""
+        uid = self._by_name.get((namespace, name))
+        return self._by_uid.get(uid) if uid is not None else None
+
+    def labelled(self, namespace: str, label: str, value: str) -> list[Json]:
+        """The objects with this value of JOB_LABEL, POOL_LABEL or WORKS_FOR, by name."""
+        uids = self._by_label.get((namespace, label, value), {})
+        return sorted((self._by_uid[uid] for uid in uids), key=name_of)
+
+    def _labels(self, obj: Json) -> list[tuple[str, str, str]]:
+        labels, namespace = labels_of(obj), namespace_of(obj)
+        found = [(namespace, label, labels[label]) for label in (JOB_LABEL, POOL_LABEL) if label in labels]
+        if self.kind is ROLLOUT_POOL:
+            found.append((namespace, WORKS_FOR, sub(obj, "spec", "trainingJobRef").get("name", "")))
+        return found
+
+    def _unindex(self, obj: Json) -> None:
+        uid, at = uid_of(obj), (namespace_of(obj), name_of(obj))
+        if self._by_name.get(at) == uid:
+            del self._by_name[at]
+        for label in self._labels(obj):
+            uids = self._by_label.get(label)
+            if uids is not None:
+                uids.pop(uid, None)
+                if not uids:
+                    del self._by_label[label]
+
+
+class Cache:
+    """The stores of all watched kinds."""
+
+    def __init__(self, kinds: Iterable[Kind]) -> None:
+        self.stores = {kind.kind: Store(kind) for kind in kinds}
+
+    def __getitem__(self, kind: Kind) -> Store:
+        return self.stores[kind.kind]
+
+    def __contains__(self, kind: Kind) -> bool:
+        return kind.kind in self.stores

@@ -1,0 +1,161 @@
+"""Carries a Plan out: the only place that writes on an object's behalf, and that draws passwords."""
+
+import asyncio
+import logging
+import secrets
+from datetime import UTC, datetime
+
+from ratchet_operator.apiserver import PARTIAL, ApiError, ApiServer
+from ratchet_operator.build.redis import redis_secret
+from ratchet_operator.cache import Cache
+from ratchet_operator.kinds import (
+    CONFIG_MAP,
+    EVENT,
+    KIND_BY_NAME,
+    SECRET,
+    Json,
+    Key,
+    digest,
+    meta,
+    uid_of,
+)
+from ratchet_operator.observe import SecretSightings
+from ratchet_operator.plan import Apply, CreateRedisSecret, Delete, Occurrence, Plan
+
+log = logging.getLogger("ratchet.execute")
+
+PASSWORD_BYTES = 32
+
+
+class Executor:
+    """Carries out plans.
+
+    Args:
+        api: the API server.
+        cache: gets the answers to our own writes at once.
+        sightings: gets the UIDs of Secrets that we made.
+        identity: name of this process, for Events.
+
+    """
+
+    def __init__(self, api: ApiServer, cache: Cache, sightings: SecretSightings, identity: str) -> None:
+        self._api = api
+        self._sightings = sightings
+        self._cache = cache
+        self._identity = identity
+
+    async def execute(self, key: Key, obj: Json, plan: Plan, now: datetime) -> str | None:
+        """Carry out one plan for one object.
+
+        Returns:
+            what the API server said about a child that it would not take, None where it took all.
+
+        Raises:
+            ApiError: a request failed and may succeed later.
+
+        """
+        for secret in plan.secrets:
+            await self._create_secret(secret)
+        first = [apply for apply in plan.apply if apply.kind is CONFIG_MAP]
+        rest = [apply for apply in plan.apply if apply.kind is not CONFIG_MAP]
+        refusals = [await self._apply(key, apply) for apply in first]
+        refusals += await asyncio.gather(*(self._apply(key, apply) for apply in rest))
+        if plan.status is not None:
+            await self._status(key, plan.status)
+        for occurrence in plan.occurrences:
+            await self._tell(key, obj, occurrence, now)
+        await asyncio.gather(*(self._delete(key, delete) for delete in plan.delete))
+        said = [refusal for refusal in refusals if refusal]
+        return "; ".join(said) if said else None
+
+    async def _create_secret(self, wanted: CreateRedisSecret) -> None:
+        password = secrets.token_urlsafe(PASSWORD_BYTES)
+        obj = redis_secret(wanted.namespace, wanted.name, wanted.labels, wanted.owner, wanted.uid, password)
+        try:
+            created = await self._api.create(SECRET, obj, accept=PARTIAL)
+        except ApiError:
+            self._sightings.forget(wanted.namespace, wanted.name)
+            raise
+        self._sightings.put(wanted.namespace, wanted.name, created)
+
+    async def _apply(self, key: Key, apply: Apply) -> str | None:
+        name = apply.obj["metadata"]["name"]
+        log.info("apply", extra={"key": str(key), "child": f"{apply.kind.kind}/{name}", "why": apply.why})
+        try:
+            live = await self._api.apply(apply.kind, apply.obj, apply.version)
+        except ApiError as error:
+            if error.status == 409:
+                await self._refresh(apply)
+            if error.status in (400, 422) or _is_policy(error):
+                return f"{apply.kind.kind} {name}: {error.message}"
+            raise
+        self._cache[apply.kind].put(live)
+        return None
+
+    async def _refresh(self, apply: Apply) -> None:
+        """A lost race: learn what is there before the next try."""
+        if apply.kind is not CONFIG_MAP:
+            return
+        metadata = apply.obj["metadata"]
+        live = await self._api.get(apply.kind, metadata["namespace"], metadata["name"])
+        if live is not None:
+            self._cache[apply.kind].put(live)
+
+    async def _status(self, key: Key, patch: Json) -> None:
+        kind = KIND_BY_NAME[key.kind]
+        try:
+            live = await self._api.patch_status(kind, key.namespace, key.name, patch)
+        except ApiError as error:
+            if error.status == 404:
+                return
+            raise
+        self._cache[kind].put(live)
+
+    async def _tell(self, key: Key, obj: Json, occurrence: Occurrence, now: datetime) -> None:
+        time = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        event: Json = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{key.name[:200]}.{digest([uid_of(obj), occurrence.id], 16)}",
+                "namespace": key.namespace,
+            },
+            "involvedObject": {
+                "apiVersion": KIND_BY_NAME[key.kind].api_version,
+                "kind": key.kind,
+                "namespace": key.namespace,
+                "name": key.name,
+                "uid": uid_of(obj),
+                "resourceVersion": meta(obj).get("resourceVersion"),
+            },
+            "type": occurrence.type,
+            "reason": occurrence.reason,
+            "message": occurrence.message[:1024],
+            "firstTimestamp": time,
+            "lastTimestamp": time,
+            "count": 1,
+            "source": {"component": "ratchet-operator"},
+            "reportingComponent": "ratchet-operator",
+            "reportingInstance": self._identity,
+        }
+        log.info(occurrence.message, extra={"key": str(key), "event": occurrence.reason})
+        try:
+            await self._api.create(EVENT, event)
+        except ApiError as error:
+            log.warning("event not written", extra={"key": str(key), "error": str(error)})
+
+    async def _delete(self, key: Key, delete: Delete) -> None:
+        log.info(
+            "delete", extra={"key": str(key), "child": f"{delete.kind.kind}/{delete.name}", "why": delete.why}
+        )
+        await self._api.delete(delete.kind, delete.namespace, delete.name, delete.uid)
+
+
+def _is_policy(error: ApiError) -> bool:
+    """Whether a 403 is an admission's or a quota's no to this object, not a lack of permission of ours."""
+    return (
+        error.status == 403
+        and "cannot patch resource" not in error.message
+        and ("cannot create resource" not in error.message)
+        and "being terminated" not in error.message
+    )

@@ -1,0 +1,125 @@
+"""From a change of an object to the keys that need a step."""
+
+from collections.abc import Mapping
+
+from ratchet_operator.cache import WORKS_FOR, Cache
+from ratchet_operator.kinds import (
+    CONFIG_MAP,
+    JOB_LABEL,
+    NODE,
+    POOL_LABEL,
+    ROLLOUT_POOL,
+    TRAINING_JOB,
+    Json,
+    Key,
+    Kind,
+    controller_of,
+    label_value,
+    labels_of,
+    meta,
+    name_of,
+    namespace_of,
+    sub,
+    uid_of,
+)
+from ratchet_operator.metrics import WATCH_MISSED
+from ratchet_operator.observe import most_devices_on_a_node
+from ratchet_operator.workqueue import Lane, WorkQueue
+
+
+def key_of(obj: Json, kind: Kind) -> Key:
+    """The key of an object."""
+    return Key(kind.kind, namespace_of(obj), name_of(obj))
+
+
+class Feed:
+    """Puts what changed into the caches, and who must look at it into the queue."""
+
+    def __init__(self, cache: Cache, queue: WorkQueue) -> None:
+        self._cache = cache
+        self._queue = queue
+        self._devices: Mapping[str, int] = {}
+
+    def seen(self, kind: Kind, obj: Json, lane: Lane = Lane.CHANGE) -> bool:
+        """An object as it is now; returns whether that is news."""
+        news, before = self._cache[kind].put(obj)
+        if news:
+            self._tell(kind, obj, before, lane)
+        return news
+
+    def gone(self, kind: Kind, uid: str) -> bool:
+        """An object is no more; returns whether that is news."""
+        before = self._cache[kind].remove(uid)
+        if before is not None:
+            self._tell(kind, before, None, Lane.CHANGE)
+        return before is not None
+
+    def relisted(self, kind: Kind, listed: list[Json], version: int, namespaces: tuple[str, ...]) -> int:
+        """A whole list: takes in what a watch missed, forgets what is gone; returns how much that was."""
+        missed = sum(self.seen(kind, obj) for obj in listed)
+        missed += sum(
+            self.gone(kind, uid) for uid in self._cache[kind].missing_from(listed, namespaces, version)
+        )
+        WATCH_MISSED.labels(kind.kind).inc(missed)
+        return missed
+
+    def everything(self, lane: Lane) -> None:
+        """Every job and every pool needs a look."""
+        for kind in (TRAINING_JOB, ROLLOUT_POOL):
+            for obj in self._cache[kind]:
+                self._queue.add(key_of(obj, kind), lane)
+
+    def trainer_said(self, namespace: str, name: str) -> None:
+        """A trainer said something new."""
+        self._queue.add(Key(TRAINING_JOB.kind, namespace, name), Lane.CHANGE)
+        self.pools_of(namespace, name, Lane.CHANGE)
+
+    def pools_of(self, namespace: str, job: str, lane: Lane) -> None:
+        """Every pool that works for a job."""
+        for pool in self._cache[ROLLOUT_POOL].labelled(namespace, WORKS_FOR, job):
+            self._queue.add(key_of(pool, ROLLOUT_POOL), lane)
+
+    def _tell(self, kind: Kind, obj: Json, before: Json | None, lane: Lane) -> None:
+        if kind is NODE:
+            self._nodes_changed()
+            return
+        namespace = namespace_of(obj)
+        if kind in (TRAINING_JOB, ROLLOUT_POOL):
+            edited = before is not None and _was_edited(before, obj)
+            self._queue.add(key_of(obj, kind), Lane.EDIT if edited else lane)
+            if kind is TRAINING_JOB and (before is None or edited):
+                self.pools_of(namespace, name_of(obj), lane)
+        owner = controller_of(obj)
+        if owner is not None and owner.get("kind") in (TRAINING_JOB.kind, ROLLOUT_POOL.kind):
+            self._queue.add(Key(owner["kind"], namespace, owner["name"]), lane)
+            if kind is CONFIG_MAP:
+                self.pools_of(namespace, owner["name"], lane)
+            return
+        for label, owner_kind in ((JOB_LABEL, TRAINING_JOB), (POOL_LABEL, ROLLOUT_POOL)):
+            value = labels_of(obj).get(label)
+            if value is not None:
+                self._queue.add(
+                    Key(owner_kind.kind, namespace, self._named(owner_kind, namespace, value)), lane
+                )
+
+    def _named(self, kind: Kind, namespace: str, label: str) -> str:
+        """The name behind a label value; it differs only where the name was too long for a label."""
+        if self._cache[kind].get(namespace, label) is None:
+            for obj in self._cache[kind]:
+                if namespace_of(obj) == namespace and label_value(name_of(obj)) == label:
+                    return name_of(obj)
+        return label
+
+    def _nodes_changed(self) -> None:
+        devices = most_devices_on_a_node(list(self._cache[NODE]))
+        if devices == self._devices:
+            return
+        self._devices = devices
+        for job in self._cache[TRAINING_JOB]:
+            if sub(job, "spec", "trainer", "gpu"):
+                self._queue.add(key_of(job, TRAINING_JOB), Lane.CHANGE)
+
+
+def _was_edited(before: Json, after: Json) -> bool:
+    fields = ("generation", "deletionTimestamp")
+    return uid_of(before) != uid_of(after) or any(meta(before).get(f) != meta(after).get(f) for f in fields)

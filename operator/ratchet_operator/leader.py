@@ -1,0 +1,129 @@
+"""Leader election by a Lease, with the protocol of `kubernetes.aio.leaderelection`.
+
+Its own LeaseLock lets a broken connection escape from the renewal loop, and never gives the Lease back;
+this lock reads and writes plain JSON, answers every failure as a failure, and can be released.
+"""
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
+
+from ratchet_operator.apiserver import ApiError, ApiServer
+from ratchet_operator.kinds import LEASE, Json, spec_of
+
+log = logging.getLogger("ratchet.leader")
+
+LEASE_NAME = "ratchet-operator"
+LEASE_SECONDS = 15
+RENEW_DEADLINE = 10
+RETRY_PERIOD = 3
+_WIRE = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+class Lock(BaseLock):
+    """A Lease as a lock."""
+
+    def __init__(self, api: ApiServer, namespace: str, identity: str) -> None:
+        super().__init__(LEASE_NAME, namespace, identity)
+        self._api = api
+        self._live: Json | None = None
+
+    async def get(self, name: str, namespace: str) -> tuple[bool, Any]:
+        """The record, or the failure as the election expects it."""
+        try:
+            self._live = await self._api.get(LEASE, namespace, name)
+        except ApiError as error:
+            return False, ApiException(status=error.status, reason=str(error))
+        if self._live is None:
+            missing = ApiException(status=404, reason="Not Found")
+            missing.body = '{"code": 404}'
+            return False, missing
+        spec = spec_of(self._live)
+        duration = spec.get("leaseDurationSeconds")
+        return True, LeaderElectionRecord(
+            spec.get("holderIdentity") or None,
+            str(duration) if duration else None,
+            spec.get("acquireTime"),
+            spec.get("renewTime"),
+        )
+
+    async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
+        """Create the Lease, held by us."""
+        lease: Json = {
+            "apiVersion": LEASE.api_version,
+            "kind": LEASE.kind,
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": self._spec(election_record),
+        }
+        try:
+            self._live = await self._api.request("POST", LEASE.path(namespace), body=lease)
+        except ApiError as error:
+            log.warning("the Lease can't be created", extra={"error": str(error)})
+            return False
+        return True
+
+    async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
+        """Take or renew the Lease; the resourceVersion that was read must still stand."""
+        if self._live is None:
+            return False
+        lease = {**self._live, "spec": {**spec_of(self._live), **self._spec(updated_record)}}
+        try:
+            self._live = await self._api.request("PUT", LEASE.path(namespace, name), body=lease)
+        except ApiError as error:
+            log.warning("the Lease can't be renewed", extra={"error": str(error)})
+            return False
+        return True
+
+    async def release(self) -> None:
+        """Give the Lease back, so that the next one need not wait."""
+        if self._live is None or spec_of(self._live).get("holderIdentity") != self.identity:
+            return
+        spec = {**spec_of(self._live), "holderIdentity": "", "leaseDurationSeconds": 1}
+        try:
+            await self._api.request(
+                "PUT", LEASE.path(self.namespace, self.name), body={**self._live, "spec": spec}
+            )
+        except ApiError as error:
+            log.warning("the Lease can't be given back", extra={"error": str(error)})
+
+    def _spec(self, record: LeaderElectionRecord) -> Json:
+        now = datetime.now(UTC).strftime(_WIRE)
+        held = spec_of(self._live)
+        same = held.get("holderIdentity") == self.identity
+        return {
+            "holderIdentity": record.holder_identity,
+            "leaseDurationSeconds": LEASE_SECONDS,
+            "acquireTime": held.get("acquireTime") if same and held.get("acquireTime") else now,
+            "renewTime": now,
+        }
+
+
+class RoundTrip:
+    """Proof of life: the renewals that we write must come back on a watch."""
+
+    def __init__(self, api: ApiServer, namespace: str, identity: str) -> None:
+        self._api, self._namespace, self._identity = api, namespace, identity
+        self.leading_since: float | None = None
+        self._seen_at = 0.0
+
+    def silence(self) -> float | None:
+        """Seconds since a renewal of ours came back; None while we do not lead."""
+        if self.leading_since is None:
+            return None
+        return asyncio.get_running_loop().time() - max(self._seen_at, self.leading_since)
+
+    async def run(self) -> None:
+        """Watch the Lease for ever."""
+        while True:
+            try:
+                async for event in self._api.watch(LEASE, self._namespace, f"metadata.name={LEASE_NAME}"):
+                    if spec_of(event.get("object")).get("holderIdentity") == self._identity:
+                        self._seen_at = asyncio.get_running_loop().time()
+            except ApiError as error:
+                log.warning("the watch of the Lease broke", extra={"error": str(error)})
+            await asyncio.sleep(1)

@@ -1,0 +1,163 @@
+"""`ratchet-operator`: elect a leader, fill the caches, then work until a signal or the loss of the Lease."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from kubernetes.aio.leaderelection.electionconfig import Config
+from kubernetes.aio.leaderelection.leaderelection import LeaderElection
+
+from ratchet_operator import logs, transport
+from ratchet_operator.apiserver import ApiError, ApiServer, Bucket, load_configuration
+from ratchet_operator.controller import Controller
+from ratchet_operator.kinds import API_VERSION, ROLLOUT_POOL, TRAINING_JOB, items
+from ratchet_operator.leader import LEASE_SECONDS, RENEW_DEADLINE, RETRY_PERIOD, Lock, RoundTrip
+from ratchet_operator.metrics import LEADER
+from ratchet_operator.settings import Settings
+from ratchet_operator.web import Web
+from ratchet_operator.workqueue import Lane
+
+log = logging.getLogger("ratchet.main")
+
+LONGEST_SILENCE = 60.0
+LOST_LEASE = 1
+BAD_SETTINGS = 78
+
+
+class Operator:
+    """The process: what it does, and what it answers about itself."""
+
+    def __init__(self, settings: Settings, api: ApiServer) -> None:
+        self._settings = settings
+        self._api = api
+        self._lock = Lock(api, settings.pod_namespace, settings.pod_name)
+        self._round_trip = RoundTrip(api, settings.pod_namespace, settings.pod_name)
+        self._stop = asyncio.Event()
+        self.controller = Controller(settings, api)
+
+    def trouble(self) -> str | None:
+        """What is wrong; None when nothing is."""
+        silence = self._round_trip.silence()
+        if silence is not None and silence > LONGEST_SILENCE:
+            return f"no renewal of the Lease came back on its watch for {silence:.0f} s"
+        return None
+
+    def waiting_for(self) -> str | None:
+        """What a leader waits for before it works; a standby is ready."""
+        if self._round_trip.leading_since is not None and not self.controller.synced:
+            return "the first listing is not over"
+        return None
+
+    async def run(self) -> int:
+        """Run until a signal or the loss of the Lease; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop.set)
+        election = LeaderElection(
+            Config(
+                self._lock,
+                lease_duration=LEASE_SECONDS,
+                renew_deadline=RENEW_DEADLINE,
+                retry_period=RETRY_PERIOD,
+                onstarted_leading=self._lead,
+                onstopped_leading=self._lost,
+            )
+        )
+        port = self._settings.port
+        async with Web(port, self.trouble, self.waiting_for, self.controller.measure):
+            log.info(
+                "started",
+                extra={"identity": self._settings.pod_name, "namespaces": self._settings.namespaces},
+            )
+            tasks: list[asyncio.Task[Any]] = [
+                asyncio.create_task(election.run(), name="election"),
+                asyncio.create_task(self._round_trip.run(), name="round trip"),
+                asyncio.create_task(self._stop.wait(), name="stop"),
+            ]
+            done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            stopped = self._stop.is_set()
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+            for task in done:
+                if task.exception() is not None:
+                    log.error("broke", extra={"task": task.get_name(), "error": repr(task.exception())})
+                    return LOST_LEASE
+            if stopped:
+                await self._lock.release()
+            return 0 if stopped else LOST_LEASE
+
+    async def _lost(self) -> None:
+        log.error("the Lease is lost; another operator may lead")
+
+    async def _lead(self) -> None:
+        """Everything that a leader does; when any part of it ends, the process does."""
+        LEADER.set(1)
+        self._round_trip.leading_since = asyncio.get_running_loop().time()
+        log.info("leading")
+        parts: list[Coroutine[Any, Any, None]] = []
+        try:
+            await self._wait_for_crds()
+            await self._first_listing()
+            parts = [
+                transport.run(self._settings, self.controller.feed, self._api.configuration),
+                self.controller.resync_forever(),
+                self.controller.trainers.run(),
+                *(self.controller.work() for _ in range(self._settings.workers)),
+            ]
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(part) for part in parts]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    task.cancel()
+        except* asyncio.CancelledError:
+            raise
+        except* Exception as errors:
+            log.exception("leading broke", extra={"errors": repr(errors.exceptions)})
+        finally:
+            LEADER.set(0)
+            self._stop.set()
+
+    async def _wait_for_crds(self) -> None:
+        while True:
+            with contextlib.suppress(ApiError):
+                found = await self._api.request("GET", f"/apis/{API_VERSION}")
+                names = {item.get("name") for item in items(found, "resources")}
+                if {TRAINING_JOB.plural, ROLLOUT_POOL.plural} <= names:
+                    return
+            log.warning("waiting for the CRDs of ratchet.dev")
+            await asyncio.sleep(2)
+
+    async def _first_listing(self) -> None:
+        while True:
+            try:
+                await self.controller.resync(Lane.CHANGE)
+            except ApiError as error:
+                log.warning("the first listing failed", extra={"error": str(error)})
+                await asyncio.sleep(2)
+            else:
+                return
+
+
+async def serve(settings: Settings) -> int:
+    """Connect and run."""
+    configuration = await load_configuration()
+    bucket = Bucket(settings.writes_per_second, 2 * settings.writes_per_second, time.monotonic)
+    async with ApiServer(configuration, bucket) as api:
+        return await Operator(settings, api).run()
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        settings = Settings.from_environ()
+    except ValueError as error:
+        print(f"ratchet-operator: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(BAD_SETTINGS)
+    logs.configure(settings.log_level)
+    sys.exit(asyncio.run(serve(settings)))

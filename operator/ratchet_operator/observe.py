@@ -1,0 +1,201 @@
+"""Gathers what a reconcile step is told: from the caches, from Secrets' metadata, from trainers' answers."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from ratchet.api.v1alpha1 import RLTrainingJobSpec, RolloutPoolSpec, TrainerStatus
+from ratchet_operator.apiserver import ApiServer
+from ratchet_operator.build.context import JobContext
+from ratchet_operator.cache import Cache
+from ratchet_operator.drift import quantity
+from ratchet_operator.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    JOB_LABEL,
+    NETWORK_POLICY,
+    NODE,
+    POD,
+    POOL_LABEL,
+    ROLLOUT_POOL,
+    SECRET,
+    SERVICE,
+    TRAINING_JOB,
+    WORKER_JOB,
+    Json,
+    Key,
+    Kind,
+    is_owned_by,
+    label_value,
+    name_of,
+    namespace_of,
+    spec_of,
+    sub,
+    uid_of,
+)
+from ratchet_operator.policies.waiting import is_ready
+from ratchet_operator.reconcile.job import JobSeen, user_secrets
+from ratchet_operator.reconcile.pool import PoolSeen
+from ratchet_operator.settings import Installation
+
+TRUST_PRESENT = 300.0
+TRUST_IN_DOUBT = 10.0
+TRUST_ABSENT = 2.0
+
+
+class SecretSightings:
+    """Which Secrets are there. They can't be watched (no list or watch is granted), so they are looked up by
+    metadata alone, and looked up again after a while: soon where something does not start.
+    """
+
+    def __init__(self, api: ApiServer) -> None:
+        self._api = api
+        self._seen: dict[tuple[str, str], tuple[Json | None, float]] = {}
+
+    def put(self, namespace: str, name: str, obj: Json | None) -> None:
+        """Remember what was seen."""
+        self._seen[namespace, name] = (obj, asyncio.get_running_loop().time())
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Look again next time."""
+        self._seen.pop((namespace, name), None)
+
+    async def uid(self, namespace: str, name: str, owner_uid: str | None, in_doubt: bool) -> str | None:
+        """UID of the Secret; None where it is not, or belongs to another owner than the one asked for."""
+        obj, at = self._seen.get((namespace, name), (None, float("-inf")))
+        trust = TRUST_ABSENT if obj is None else TRUST_IN_DOUBT if in_doubt else TRUST_PRESENT
+        if asyncio.get_running_loop().time() - at > trust:
+            obj = await self._api.get(SECRET, namespace, name, metadata_only=True)
+            self.put(namespace, name, obj)
+        if obj is None or (owner_uid is not None and not is_owned_by(obj, owner_uid)):
+            return None
+        return uid_of(obj)
+
+
+def most_devices_on_a_node(nodes: list[Json]) -> Mapping[str, int]:
+    """Of each extended resource, the largest number that any one node has."""
+    most: dict[str, int] = {}
+    for node in nodes:
+        for resource, amount in sub(node, "status", "allocatable").items():
+            count = quantity(amount)
+            if "/" in resource and count is not None:
+                most[resource] = max(most.get(resource, 0), int(count))
+    return most
+
+
+class Observer:
+    """Makes `JobSeen` and `PoolSeen`.
+
+    Args:
+        trainer_of: the newest answer of the trainer of the job with a UID.
+
+    """
+
+    def __init__(
+        self,
+        api: ApiServer,
+        cache: Cache,
+        sightings: SecretSightings,
+        installation: Installation,
+        trainer_of: Callable[[str], TrainerStatus | None],
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._sightings = sightings
+        self._installation = installation
+        self._trainer_of = trainer_of
+        self.refused: dict[Key, str] = {}
+        self.progress_written: dict[Key, datetime] = {}
+
+    def forget(self, key: Key) -> None:
+        """The object is gone."""
+        self.refused.pop(key, None)
+        self.progress_written.pop(key, None)
+
+    def _named(self, kind: Kind, namespace: str, label: str, value: str) -> dict[str, Json]:
+        if kind not in self._cache:
+            return {}
+        return {name_of(obj): obj for obj in self._cache[kind].labelled(namespace, label, value)}
+
+    async def _config_map(self, context: JobContext) -> Json | None:
+        """The cached ConfigMap; where the cache has none, a look at the truth, since it holds the ledger."""
+        live = self._cache[CONFIG_MAP].get(context.namespace, context.config_name)
+        if live is None:
+            live = await self._api.get(CONFIG_MAP, context.namespace, context.config_name)
+            if live is not None:
+                self._cache[CONFIG_MAP].put(live)
+        return live
+
+    async def _secrets(self, context: JobContext, in_doubt: bool) -> dict[str, str | None]:
+        names = set(user_secrets(context)) | {context.redis_secret_name}
+        seen: dict[str, str | None] = {}
+        for name in sorted(names):
+            owner = context.uid if context.is_redis_managed and name == context.redis_name else None
+            seen[name] = await self._sightings.uid(context.namespace, name, owner, in_doubt)
+        return seen
+
+    async def job(self, job: Json, key: Key) -> JobSeen:
+        """What is seen around a job."""
+        bare = JobSeen(self._installation)
+        try:
+            spec = RLTrainingJobSpec.model_validate(spec_of(job))
+        except ValidationError:
+            return bare
+        context = JobContext.of(job, spec, self._installation)
+        namespace, label = context.namespace, label_value(context.name)
+        pods = self._cache[POD].labelled(namespace, JOB_LABEL, label)
+        in_doubt = not all(is_ready(pod) for pod in pods)
+        config_map, secrets = await asyncio.gather(
+            self._config_map(context), self._secrets(context, in_doubt)
+        )
+        return JobSeen(
+            installation=self._installation,
+            config_map=config_map,
+            deployments=self._named(DEPLOYMENT, namespace, JOB_LABEL, label),
+            services=self._named(SERVICE, namespace, JOB_LABEL, label),
+            network_policies=self._named(NETWORK_POLICY, namespace, JOB_LABEL, label),
+            pool=self._cache[ROLLOUT_POOL].get(namespace, context.pool_name),
+            pods=tuple(pods),
+            secrets=secrets,
+            devices=most_devices_on_a_node(list(self._cache[NODE])) if NODE in self._cache else None,
+            trainer=self._trainer_of(context.uid),
+            refused=self.refused.get(key),
+            progress_written=self.progress_written.get(key),
+            jobs=len(self._cache[TRAINING_JOB]),
+        )
+
+    async def pool(self, pool: Json, key: Key) -> PoolSeen:
+        """What is seen around a pool."""
+        namespace, label = namespace_of(pool), label_value(name_of(pool))
+        job: Json | None = None
+        config_map: Json | None = None
+        secrets: dict[str, str | None] = {}
+        trainer: TrainerStatus | None = None
+        pods = self._cache[POD].labelled(namespace, POOL_LABEL, label)
+        try:
+            spec = RolloutPoolSpec.model_validate(spec_of(pool))
+            job = self._cache[TRAINING_JOB].get(namespace, spec.training_job_ref.name)
+            if job is not None:
+                job_spec = RLTrainingJobSpec.model_validate(spec_of(job))
+                context = JobContext.of(job, job_spec, self._installation)
+                in_doubt = not all(is_ready(pod) for pod in pods)
+                config_map, secrets = await asyncio.gather(
+                    self._config_map(context), self._secrets(context, in_doubt)
+                )
+                trainer = self._trainer_of(context.uid)
+        except ValidationError:
+            pass  # the step validates again, and says what is wrong
+        return PoolSeen(
+            installation=self._installation,
+            job=job,
+            config_map=config_map,
+            worker_jobs=self._named(WORKER_JOB, namespace, POOL_LABEL, label),
+            pods=tuple(pods),
+            secrets=secrets,
+            trainer=trainer,
+            refused=self.refused.get(key),
+            progress_written=self.progress_written.get(key),
+            jobs=len(self._cache[TRAINING_JOB]),
+        )

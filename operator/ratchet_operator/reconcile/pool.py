@@ -1,0 +1,232 @@
+"""RolloutPool: an elastic Indexed Job of workers for one RLTrainingJob."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from ratchet.api.v1alpha1 import (
+    ExitCode,
+    PoolExperience,
+    RLTrainingJobSpec,
+    RolloutPoolSpec,
+    RolloutPoolStatus,
+    TrainerStatus,
+)
+from ratchet_operator.build.context import JobContext, PoolContext, pool_selector
+from ratchet_operator.build.workers import CONTAINER, worker_job
+from ratchet_operator.conditions import Verdict, conditions, no, yes
+from ratchet_operator.drift import merge_patch, stamped
+from ratchet_operator.kinds import (
+    ROLLOUT_POOL,
+    WORKER_JOB,
+    Json,
+    controller_of,
+    is_deleting,
+    items,
+    meta,
+    name_of,
+    spec_of,
+    status_of,
+    uid_of,
+)
+from ratchet_operator.ledger import read_ledger
+from ratchet_operator.plan import Apply, Delete, Plan
+from ratchet_operator.policies.failure import Termination, terminations
+from ratchet_operator.policies.progress import seconds_until_due
+from ratchet_operator.policies.waiting import alive, is_ready, why_not_ready
+from ratchet_operator.reconcile.children import removals, step
+from ratchet_operator.settings import Installation
+
+LOOK_FOR_SECRETS = 5.0  # seconds; Secrets can't be watched
+PROGRESS_FIELDS = ("stepsPerSecond", "waitingFraction", "ready", "replicas", "restarts")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSeen:
+    """Everything that is seen around a pool.
+
+    Attributes:
+        job: the RLTrainingJob that the pool names, None where there is none.
+        config_map: the job's ConfigMap.
+        worker_jobs: batch Jobs by name that the pool's label finds.
+        pods: worker pods that the pool's label finds.
+        secrets: UID of the Secret with REDIS_URL, None where it is not there.
+        trainer: what the job's trainer answered.
+
+    """
+
+    installation: Installation
+    job: Json | None = None
+    config_map: Json | None = None
+    worker_jobs: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    pods: tuple[Json, ...] = ()
+    secrets: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    trainer: TrainerStatus | None = None
+    refused: str | None = None
+    progress_written: datetime | None = None
+    jobs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Workers:
+    """What the workers should be: how many, and why none where it is none."""
+
+    replicas: int
+    keep: bool = True
+    pause: Verdict | None = None
+
+
+def reconcile_pool(pool: Json, seen: PoolSeen, now: datetime) -> Plan:
+    """One step towards what the pool's spec asks for."""
+    if is_deleting(pool):
+        return Plan()
+    try:
+        spec = RolloutPoolSpec.model_validate(spec_of(pool))
+        job_spec = RLTrainingJobSpec.model_validate(spec_of(seen.job)) if seen.job is not None else None
+    except ValidationError as error:
+        pause = no("InvalidSpec", "; ".join(item["msg"] for item in error.errors()))
+        return Plan(status=_status(pool, None, seen, 0, pause, now)[0])
+    uid = uid_of(pool)
+    if seen.job is None or job_spec is None or is_deleting(seen.job):
+        pause = no(
+            "JobNotFound", f"There is no RLTrainingJob {spec.training_job_ref.name} in this namespace."
+        )
+        patch, _ = _status(pool, spec, seen, 0, pause, now)
+        why = "its RLTrainingJob is gone"
+        return Plan(status=patch, delete=tuple(removals(WORKER_JOB, seen.worker_jobs.values(), uid, why)))
+    context = PoolContext(name_of(pool), uid, spec, JobContext.of(seen.job, job_spec, seen.installation))
+    secret_uid = seen.secrets.get(context.job.redis_secret_name)
+    workers = _workers(pool, context, seen, secret_uid)
+    apply, delete = _children(context, seen, workers, secret_uid)
+    patch, requeue = _status(pool, spec, seen, workers.replicas, workers.pause, now)
+    if secret_uid is None and not context.job.is_redis_managed:
+        requeue = min(requeue or LOOK_FOR_SECRETS, LOOK_FOR_SECRETS)
+    return Plan(apply=apply, delete=delete, status=patch, requeue_after=requeue)
+
+
+def _workers(pool: Json, context: PoolContext, seen: PoolSeen, secret_uid: str | None) -> _Workers:
+    ledger = read_ledger(seen.config_map, status_of(seen.job))
+    owner = controller_of(pool)
+    name = context.job.name
+    if owner is not None and owner.get("kind") == "RLTrainingJob" and owner.get("uid") != context.job.uid:
+        return _Workers(
+            0, keep=False, pause=no("JobReplaced", f"The RLTrainingJob {name} is another one now.")
+        )
+    if ledger.outcome is not None:
+        return _Workers(0, keep=False, pause=no("JobFinished", f"The RLTrainingJob {name} has ended."))
+    if context.job.spec.suspend:
+        return _Workers(0, pause=no("JobSuspended", f"The RLTrainingJob {name} is suspended."))
+    if context.spec.suspend:
+        return _Workers(0, pause=no("Suspended", "spec.suspend is true."))
+    if secret_uid is None:
+        secret = context.job.redis_secret_name
+        return _Workers(0, pause=no("SecretNotFound", f"There is no Secret {secret} with a REDIS_URL yet."))
+    if seen.config_map is None:
+        return _Workers(0, pause=no("WaitingForJob", f"The RLTrainingJob {name} has no configuration yet."))
+    spec = context.spec
+    return _Workers(max(spec.min_replicas, min(spec.replicas, spec.max_replicas)))
+
+
+def _children(
+    context: PoolContext, seen: PoolSeen, workers: _Workers, secret_uid: str | None
+) -> tuple[tuple[Apply, ...], tuple[Delete, ...]]:
+    live = seen.worker_jobs
+    if not workers.keep:
+        return (), tuple(removals(WORKER_JOB, live.values(), context.uid, "the RLTrainingJob has ended"))
+    if workers.replicas == 0 and (not live or secret_uid is None):
+        return (), tuple(removals(WORKER_JOB, live.values(), context.uid, "there is nothing to connect to"))
+    wanted = worker_job(context, secret_uid or "", workers.replicas, None)
+    current = live.get(name_of(wanted))
+    wanted = worker_job(context, secret_uid or "", workers.replicas, current)
+    others = [job for name, job in live.items() if name != name_of(wanted)]
+    if current is None and workers.replicas == 0:
+        return (), tuple(
+            removals(WORKER_JOB, others, context.uid, "the template changed, and no worker is wanted")
+        )
+    if current is not None and has_ended(current):
+        why = "a worker ended as if its work were done; an Indexed Job never starts such an index again"
+        return (), tuple(removals(WORKER_JOB, live.values(), context.uid, why))
+    done = step(stamped(wanted), current, context.uid, ROLLOUT_POOL.kind)
+    deletes = [done.delete] if done.delete is not None else []
+    if current is not None:
+        deletes += removals(WORKER_JOB, others, context.uid, "the template changed")
+    return (done.apply,) if done.apply is not None else (), tuple(deletes)
+
+
+def has_ended(job: Json) -> bool:
+    """Whether any index of a worker Job is complete, or the whole Job is."""
+    status = status_of(job)
+    if status.get("completedIndexes") or status.get("succeeded"):
+        return True
+    return any(
+        condition.get("type") in ("Complete", "Failed") and condition.get("status") == "True"
+        for condition in items(status, "conditions")
+    )
+
+
+def configuration_error(pods: tuple[Json, ...]) -> Termination | None:
+    """The newest end of a worker that says the job can't work as written."""
+    found = [end for end in terminations(pods, CONTAINER) if end.exit_code == ExitCode.CONFIG]
+    return found[-1] if found else None
+
+
+def _ready(seen: PoolSeen, wanted: int, pause: Verdict | None) -> Verdict:
+    if pause is not None:
+        return pause
+    if seen.refused:
+        return no("Refused", seen.refused)
+    broken = configuration_error(seen.pods)
+    if broken is not None:
+        return no(broken.title, broken.sentence)
+    ready = sum(is_ready(pod) for pod in seen.pods)
+    if ready >= wanted:
+        return yes("AllReady", "All workers are ready.")
+    return why_not_ready("worker", [pod for pod in alive(seen.pods) if not is_ready(pod)])
+
+
+def _status(
+    pool: Json,
+    spec: RolloutPoolSpec | None,
+    seen: PoolSeen,
+    wanted: int,
+    pause: Verdict | None,
+    now: datetime,
+) -> tuple[Json | None, float | None]:
+    live = status_of(pool)
+    generation = meta(pool).get("generation", 0)
+    experience = PoolExperience(steps_per_second=0.0)
+    if seen.trainer is not None and seen.job is not None and seen.trainer.uid == uid_of(seen.job):
+        experience = seen.trainer.pools.get(name_of(pool), experience)
+    verdict = _ready(seen, wanted, pause)
+    status: Json = RolloutPoolStatus(
+        observed_generation=generation,
+        replicas=len(alive(seen.pods)),
+        wanted=wanted,
+        ready=sum(is_ready(pod) for pod in seen.pods),
+        restarts=sum(
+            seen_container.get("restartCount", 0)
+            for pod in seen.pods
+            for seen_container in items(status_of(pod), "containerStatuses")
+        ),
+        steps_per_second=experience.steps_per_second if pause is None else 0.0,
+        waiting_fraction=experience.waiting_fraction if pause is None else None,
+        selector=_selector_text(pool, spec),
+    ).to_wire()
+    status["conditions"] = conditions(live.get("conditions"), {"Ready": verdict}, generation, now)
+    patch = merge_patch(live, status)
+    due = seconds_until_due(seen.progress_written, seen.jobs, now)
+    if not patch:
+        return None, None
+    if all(key in PROGRESS_FIELDS for key in patch) and due > 0:
+        return None, due
+    return patch, None
+
+
+def _selector_text(pool: Json, spec: RolloutPoolSpec | None) -> str:
+    """The label selector that the scale subresource hands to autoscalers."""
+    if spec is None:
+        return ""
+    labels = pool_selector(spec.training_job_ref.name, name_of(pool))
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))

@@ -1,0 +1,120 @@
+"""Asks trainers how they are. One that can't be asked is a value (None), not an error."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import aiohttp
+from pydantic import ValidationError
+
+from ratchet.api.v1alpha1 import TrainerStatus
+from ratchet_operator.build.trainer import CONTAINER, PORT
+from ratchet_operator.cache import Cache
+from ratchet_operator.kinds import (
+    COMPONENT_LABEL,
+    JOB_LABEL,
+    POD,
+    TRAINING_JOB,
+    Json,
+    controller_of,
+    is_deleting,
+    label_value,
+    labels_of,
+    name_of,
+    namespace_of,
+    status_of,
+)
+from ratchet_operator.policies.waiting import is_ready
+
+log = logging.getLogger("ratchet.trainers")
+
+TIMEOUT = aiohttp.ClientTimeout(total=1.0)
+AT_ONCE = 32
+MISSES_FORGIVEN = 5
+SECONDS_PER_TRAINER = 0.01
+
+
+class TrainerWatch:
+    """The newest answer of every trainer.
+
+    Args:
+        changed: told the namespace, name and UID of a job whose trainer says something new.
+
+    """
+
+    def __init__(self, cache: Cache, interval: float, changed: Callable[[str, str], None]) -> None:
+        self._cache = cache
+        self._interval = interval
+        self._changed = changed
+        self._answers: dict[str, TrainerStatus] = {}
+        self._misses: dict[str, int] = {}
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+
+    def answer(self, uid: str) -> TrainerStatus | None:
+        """The newest answer of the trainer of a job; None where it can't be asked."""
+        return self._answers.get(uid)
+
+    async def run(self) -> None:
+        """Ask for ever."""
+        async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+            while True:
+                pods = self._trainers()
+                for uid in self._answers.keys() - pods.keys():
+                    self._answers.pop(uid)
+                    self._misses.pop(uid, None)
+                await asyncio.gather(*(self._ask(session, uid, *pods[uid]) for uid in pods))
+                await asyncio.sleep(max(self._interval, SECONDS_PER_TRAINER * len(pods)))
+
+    def _trainers(self) -> dict[str, tuple[Json, str]]:
+        """Job by UID, and the address of its trainer."""
+        found: dict[str, tuple[Json, str]] = {}
+        for job in self._cache[TRAINING_JOB]:
+            for pod in self._pods(job):
+                address = status_of(pod).get("podIP")
+                if address and is_ready(pod) and not is_deleting(pod):
+                    found[job["metadata"]["uid"]] = (job, address)
+        return found
+
+    def _pods(self, job: Json) -> list[Json]:
+        from ratchet_operator.kinds import JOB_LABEL, label_value, name_of
+
+        pods = self._cache[POD].labelled(namespace_of(job), JOB_LABEL, label_value(name_of(job)))
+        return [
+            pod for pod in pods if labels_of(pod).get(COMPONENT_LABEL) == CONTAINER and controller_of(pod)
+        ]
+
+    async def _ask(self, session: aiohttp.ClientSession, uid: str, job: Json, address: str) -> None:
+        host = f"[{address}]" if ":" in address else address
+        answer: TrainerStatus | None = None
+        async with self._at_once:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+                async with session.get(f"http://{host}:{PORT}/status") as response:
+                    if response.status == 200:
+                        answer = _parse(await response.read(), uid)
+        before = self._answers.get(uid)
+        if answer is None:
+            self._misses[uid] = self._misses.get(uid, 0) + 1
+            if before is not None and self._misses[uid] > MISSES_FORGIVEN:
+                del self._answers[uid]
+                self._changed(namespace_of(job), job["metadata"]["name"])
+            return
+        self._misses.pop(uid, None)
+        self._answers[uid] = answer
+        if before is None or not _same(before, answer):
+            self._changed(namespace_of(job), job["metadata"]["name"])
+
+
+def _parse(body: bytes, uid: str) -> TrainerStatus | None:
+    """The answer, where it is one and is about this job."""
+    try:
+        answer = TrainerStatus.model_validate_json(body)
+    except ValidationError as error:
+        log.warning("a trainer's answer can't be read", extra={"job_uid": uid, "error": str(error)[:500]})
+        return None
+    return answer if answer.uid == uid else None
+
+
+def _same(one: TrainerStatus, other: TrainerStatus) -> bool:
+    """Equal but for time passing."""
+    return one.model_copy(update={"active_seconds": 0}) == other.model_copy(update={"active_seconds": 0})

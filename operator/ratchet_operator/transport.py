@@ -1,0 +1,98 @@
+"""kopf, and nothing but: watches in, the feed out. No handler decides or writes anything."""
+
+import logging
+from typing import Any
+
+import kopf
+from kubernetes.aio.client.configuration import Configuration
+
+from ratchet_operator.feed import Feed
+from ratchet_operator.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    JOB_LABEL,
+    NETWORK_POLICY,
+    NODE,
+    POD,
+    ROLLOUT_POOL,
+    SERVICE,
+    TRAINING_JOB,
+    WORKER_JOB,
+    Kind,
+    uid_of,
+)
+from ratchet_operator.settings import Settings
+
+log = logging.getLogger("ratchet.transport")
+
+
+def watched(settings: Settings) -> dict[Kind, str | None]:
+    """The kinds to watch, each with its label selector."""
+    kinds: dict[Kind, str | None] = {TRAINING_JOB: None, ROLLOUT_POOL: None}
+    kinds |= dict.fromkeys((CONFIG_MAP, DEPLOYMENT, WORKER_JOB, SERVICE, POD), JOB_LABEL)
+    if settings.installation.network_policies:
+        kinds[NETWORK_POLICY] = JOB_LABEL
+    if settings.nodes_visible:
+        kinds[NODE] = None
+    return kinds
+
+
+def registry(settings: Settings, feed: Feed, configuration: Configuration) -> kopf.OperatorRegistry:
+    """One handler per kind."""
+    handlers = kopf.OperatorRegistry()
+    for kind in watched(settings):
+        _register(handlers, kind, feed)
+
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        header = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        scheme, _sep, token = (header or "").partition(" ")
+        return kopf.ConnectionInfo(
+            server=str(configuration.host),
+            ca_path=configuration.ssl_ca_cert,
+            insecure=not configuration.verify_ssl,
+            certificate_path=configuration.cert_file,
+            private_key_path=configuration.key_file,
+            scheme=scheme.capitalize() if token else None,
+            token=token or None,
+        )
+
+    kopf.on.login(registry=handlers)(login)  # pyright: ignore[reportUnknownMemberType]
+    return handlers
+
+
+def _register(handlers: kopf.OperatorRegistry, kind: Kind, feed: Feed) -> None:
+    async def seen(event: kopf.RawEvent, **_: Any) -> None:
+        obj: dict[str, Any] = dict(event["object"])
+        feed.gone(kind, uid_of(obj)) if event["type"] == "DELETED" else feed.seen(kind, obj)
+
+    kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers, id=kind.plural)(seen)  # pyright: ignore[reportUnknownMemberType]
+
+
+def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
+    """Kopf as a transport: no peering, no scanning, no Events, no writes."""
+    chosen = kopf.OperatorSettings()
+    chosen.posting.enabled = False
+    chosen.peering.standalone = True
+    chosen.scanning.disabled = True
+    chosen.networking.request_timeout = 20
+    chosen.networking.connect_timeout = 10
+    chosen.watching.connect_timeout = 10
+    chosen.watching.server_timeout = 600
+    chosen.watching.client_timeout = 660
+    chosen.watching.chunk_size = 500
+    chosen.process.ultimate_exiting_timeout = 20
+    for kind, selector in watched(settings).items():
+        if selector is not None:
+            chosen.watching.label_selectors[kind.group, kind.version, kind.plural] = selector
+    return chosen
+
+
+async def run(settings: Settings, feed: Feed, configuration: Configuration) -> None:
+    """Watch until a signal comes or a watch breaks for good."""
+    await kopf.operator(
+        registry=registry(settings, feed, configuration),
+        settings=kopf_settings(settings),
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+    )
