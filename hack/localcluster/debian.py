@@ -41,7 +41,7 @@ def sources() -> tuple[str, ...]:
     if not any(suite == name for _, suite in components):
         raise MissingRequirementError(
             f"apt names no source for {name}",
-            hint="`apt-get indextargets` must list one: see /etc/apt/sources.list and /etc/apt/sources.list.d.",
+            hint="`apt-get indextargets` must list one: see /etc/apt/sources.list.d.",
         )
     return tuple(
         f"{uri} {suite} {' '.join(dict.fromkeys(found))}" for (uri, suite), found in components.items()

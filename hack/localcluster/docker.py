@@ -1,4 +1,4 @@
-"""Images in the Docker engine: whether one is there, pulled, built from a Dockerfile, or packed from single files."""
+"""Images in the Docker engine: found, pulled, built from a Dockerfile, or packed from single files."""
 
 from __future__ import annotations
 

@@ -35,13 +35,14 @@ def require_possible() -> None:
     if os.geteuid() != 0:
         raise MissingRequirementError(
             "no Docker engine answers, and starting one takes root",
-            hint="Start Docker (Docker Desktop, `sudo systemctl start docker`, colima, …), see that `docker info` works\n"
-            "for this user, and run the command again. Or run it as root.",
+            hint="Start Docker (Docker Desktop, `sudo systemctl start docker`, colima, …), see that\n"
+            "`docker info` works for this user, and run the command again. Or run it as root.",
         )
     if not installed() and not shutil.which("apt-get"):
         raise MissingRequirementError(
-            "no Docker engine is installed, and this is not a Debian-like system on which apt-get could install one",
-            hint="Install Docker for your system (https://docs.docker.com/engine/install), start it, and run the command again.",
+            "no Docker engine is installed, and there is no apt-get to install one with",
+            hint="Install Docker for your system (https://docs.docker.com/engine/install), start it,\n"
+            "and run the command again.",
         )
 
 
@@ -60,8 +61,8 @@ def install(log: Path) -> None:
 def start(settings: Settings, log: Path) -> None:
     """Starts an engine that outlives this process.
 
-    With systemd, the distribution's own service. Without it, a detached dockerd whose data lies under the project's home,
-    so that `clean` can take all of it away again.
+    With systemd, the distribution's own service. Without it, a detached dockerd whose data lies under the
+    project's home, so that `clean` can take all of it away again.
     """
     if not installed():
         install(log)

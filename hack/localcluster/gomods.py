@@ -1,7 +1,7 @@
 """Programs built from Go modules: where each comes from and how it is compiled.
 
-A published module that names no sibling by path is built where the module cache holds it, with its own go.mod and go.sum.
-One that does has a folder of its own under gomods/, with a go.sum that pins every module.
+A published module that names no sibling by path is built where the module cache holds it, with its own go.mod
+and go.sum. One that does has a folder under gomods/, with a go.sum that pins every module.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ HELM = GoProgram(
     "v3.22.0",
     module="helm.sh/helm/v3@v3.22.0",
     packages=("./cmd/helm",),
-    # Helm takes the versions of the client libraries for the version of the cluster when it renders without one.
+    # What Helm takes for the cluster's version when it renders without a cluster.
     variables=(
         "helm.sh/helm/v3/internal/version.version=v3.22.0",
         "helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1",
@@ -168,7 +168,7 @@ def require_go() -> None:
     MissingRequirementError: there is no Go compiler, or one older than the modules ask for.
 
     """
-    # A newer toolchain is fetched by an older one where GOTOOLCHAIN allows that, so only the one at work counts.
+    # An older Go may fetch a newer one where GOTOOLCHAIN allows that: the one at work here is what counts.
     version = (answer([go_command(), "env", "GOVERSION"]) or "").strip().removeprefix("go")
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
     if found < OLDEST_GO:
@@ -205,7 +205,7 @@ def build(program: GoProgram, settings: Settings, log: Path) -> None:
         f"-tags={program.tags}",
         f"-ldflags={program.ldflags}",
     ]
-    # A folder where the packages' own names are wanted: a main module of ours is named after its path otherwise.
+    # A folder, where the packages' own names are wanted.
     output = f"{partial}/" if program.outputs else str(partial / program.name)
     run(
         [go_command(), "build", "-C", source, *flags, "-o", output, *program.packages],

@@ -152,7 +152,7 @@ def build(name: str, settings: Settings, log: Path) -> None:
         settings.repository,
         log=log,
         arguments=arguments,
-        hint="A package index is reached on the machine's own network, with the certificates in .build/ca-certificates.crt.",
+        hint="The build uses the machine's network and the certificates in .build/ca-certificates.crt.",
     )
 
 

@@ -52,7 +52,7 @@ def containers(settings: Settings) -> list[NodeContainer]:
 
 
 def healthy(settings: Settings, nodes: int) -> bool:
-    """At least so many nodes exist, all run, and each has reported itself ready since its container started."""
+    """At least so many nodes exist and run, and each has reported ready since its container started."""
     found = containers(settings)
     if not found or len(found) < nodes or not all(node.running for node in found):
         return False
@@ -60,7 +60,7 @@ def healthy(settings: Settings, nodes: int) -> bool:
         return False
     listed = kubectl_json(settings, "get", "nodes")
     reported = {item["metadata"]["name"]: _ready_since(item) for item in listed["items"]} if listed else {}
-    # Seconds are enough, and all that the API gives: "2026-01-02T03:04:05Z" against "2026-01-02T03:04:05.678Z".
+    # The API gives whole seconds, the engine nanoseconds: 19 characters reach to the seconds.
     return all((reported.get(node.name) or "") >= node.started[:19] for node in found)
 
 
@@ -167,7 +167,7 @@ def _export_kubeconfig(settings: Settings, log: Path) -> None:
 
 
 def has_own_network(settings: Settings) -> bool:
-    """Whether the running cluster is one of a built node image, whose nodes need routes to each other's pods."""
+    """Whether the cluster is of a built node image: its nodes then need routes to each other's pods."""
     found = containers(settings)
     return bool(found) and not succeeds(
         ["docker", "exec", found[0].name, "test", "-s", "/kind/manifests/default-cni.yaml"]

@@ -1,7 +1,7 @@
 """The kind node image: pulled where a registry has it, else built from Go modules and Debian packages.
 
-The built one follows kind's own images/base/Dockerfile, with the files of kind's module, and holds the images of every
-component, so that a cluster of it pulls nothing.
+The built one follows kind's own images/base/Dockerfile, with the files of kind's module, and holds the
+image of every component, so that a cluster of it pulls nothing.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def require_buildable() -> None:
     gomods.require_go()
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise MissingRequirementError(
-            "no image registry can be reached, and building the node image takes root on a Debian-like system",
-            hint=f"Make a registry reachable so that `docker pull {PULLED}` works, or run this as root on Debian or Ubuntu.",
+            "no image registry is reachable, and building the node image takes root and apt-get",
+            hint=f"Make a registry reachable, so that `docker pull {PULLED}` works, or be root on Debian.",
         )
 
 
@@ -123,7 +123,7 @@ def _root_name() -> str:
 
 
 def component_images(settings: Settings) -> Mapping[str, str]:
-    """`kubeadm`'s own list, by the last part of the name: kube-apiserver, etcd, pause, …
+    """Kubeadm's own list, by the last part of each name, such as kube-apiserver, etcd or pause.
 
     Raises:
         StepError: the built kubeadm does not answer.
@@ -213,11 +213,12 @@ def _build_image(settings: Settings, log: Path) -> None:
     """Loads the component images into a running node's containerd and commits the result."""
     images = _make_components(settings, log)
     container = "ratchet-build-kind-node"
+    started = ["docker", "run", "--detach", "--privileged", "--network=none", f"--name={container}"]
+    started.append("--entrypoint=/bin/sleep")
     run(["docker", "rm", "--force", container], log=log)
     try:
         run(
-            ["docker", "run", "--detach", "--privileged", "--network=none", "--name", container]
-            + ["--entrypoint", "/bin/sleep", _root_name(), "infinity"],
+            [*started, _root_name(), "infinity"],
             log=log,
         )
         inside = ["docker", "exec", container]
@@ -247,17 +248,8 @@ def _build_image(settings: Settings, log: Path) -> None:
         run([*inside, "pkill", "-TERM", "-x", "containerd"], log=log)
         if not wait_until(lambda: not succeeds([*inside, "pgrep", "-x", "containerd"]), seconds=30):
             raise StepError("containerd does not stop", log=log)
-        run(
-            [
-                "docker",
-                "commit",
-                "--change",
-                'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]',
-                "--change",
-                "CMD []",
-            ]
-            + [container, built_name()],
-            log=log,
-        )
+        entrypoint = 'ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]'
+        changes = [f"--change={change}" for change in (entrypoint, "CMD []")]
+        run(["docker", "commit", *changes, container, built_name()], log=log)
     finally:
         run(["docker", "rm", "--force", container], log=log)

@@ -55,7 +55,7 @@ def _present(settings: Settings) -> bool:
 
 
 def _make(settings: Settings, log: Path) -> None:
-    # Server-side apply leaves a namespace that exists as it is; the Secret needs it before the Deployment can start.
+    # The Secret comes before the Deployment that reads it, and so the namespace before both.
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     credentials = _read_credentials(settings, NAMESPACE) or Credentials.fresh()
     _apply(settings, namespace, log)
@@ -96,7 +96,7 @@ def _read_credentials(settings: Settings, namespace: str) -> Credentials | None:
 
 
 def bucket_answers(settings: Settings, credentials: Credentials, *, create: bool = False) -> bool:
-    """Whether the bucket answers a signed request; makes it first where `create` is set and it is not there."""
+    """Whether the bucket answers a signed request; where it is absent and `create` is set, made first."""
     try:
         with _forwarded_port(settings) as port:
             status = _request(port, "HEAD", credentials)
@@ -141,8 +141,8 @@ def signed_headers(
     for part in scope.split("/"):
         key = hmac.digest(key, part.encode(), "sha256")
     signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
-    authorization = f"AWS4-HMAC-SHA256 Credential={credentials.key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
-    return {**headers, "authorization": authorization}
+    signed = f"Credential={credentials.key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
+    return {**headers, "authorization": f"AWS4-HMAC-SHA256 {signed}"}
 
 
 @contextmanager
@@ -159,9 +159,8 @@ def _forwarded_port(settings: Settings) -> Generator[int]:
     ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        assert process.stdout is not None
         # "Forwarding from 127.0.0.1:43211 -> 9000", or nothing where it gives up.
-        line = process.stdout.readline()
+        line = process.stdout.readline() if process.stdout else ""
         if "->" not in line:
             raise ConnectionError("kubectl does not forward a port to the S3 server")
         yield int(line.partition(":")[2].split()[0])
@@ -182,4 +181,5 @@ def describe(settings: Settings) -> str:
     )
     credentials = _read_credentials(settings, NAMESPACE)
     state = "answers" if credentials and bucket_answers(settings, credentials) else "does not answer"
-    return f"{ENDPOINT} bucket {BUCKET} {state}, volume {volume}, credentials in Secret {SECRET} of {NAMESPACE} and default"
+    secret = f"credentials in Secret {SECRET} of {NAMESPACE} and default"
+    return f"{ENDPOINT} bucket {BUCKET} {state}, volume {volume}, {secret}"

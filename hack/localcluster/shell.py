@@ -77,7 +77,7 @@ def run(
 
 @contextmanager
 def _as_file(stdin: str | IO[bytes] | None) -> Generator[IO[bytes] | int]:
-    """What a program can read from; a text goes through a file without a name, so that no pipe can fill up."""
+    """What a program can read from. A text goes through an unnamed file, so that no pipe fills up."""
     if not isinstance(stdin, str):
         yield subprocess.DEVNULL if stdin is None else stdin
         return

@@ -1,11 +1,12 @@
 """Images from the engine into a node's containerd, sending only the layers that the node does not hold.
 
-`docker save` writes every layer. This repacks what it wrote as an OCI image layout in which blobs that the node
-already has are named and not repeated; containerd takes them from its own store.
+`docker save` writes every layer. This repacks what it wrote as an OCI image layout in which blobs that the
+node already has are named and not repeated; containerd takes them from its own store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,7 +14,6 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Collection, Generator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -54,7 +54,7 @@ def full_name(image: str) -> str:
     return image if "." in first or ":" in first or first == "localhost" else f"docker.io/{image}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def saved(image: str, log: Path) -> Generator[tarfile.TarFile]:
     """The image as `docker save` writes it, open while the context lasts."""
     with tempfile.NamedTemporaryFile(prefix="ratchet-image-", suffix=".tar") as file:
@@ -75,12 +75,9 @@ def send(archive: tarfile.TarFile, image: str, node: str, log: Path) -> None:
         importing = subprocess.Popen(
             [*ctr(node), "images", "import", "-"], stdin=subprocess.PIPE, stdout=output, stderr=output
         )
-        assert importing.stdin is not None
-        try:
-            with importing.stdin as pipe:
-                repack(archive, full_name(image), held, pipe)
-        except BrokenPipeError:
-            pass  # its exit status and the log tell why it went away
+        # Where it goes away early, its exit status and the log tell why.
+        with contextlib.suppress(BrokenPipeError), importing.stdin or io.BytesIO() as pipe:
+            repack(archive, full_name(image), held, pipe)
     if importing.wait() != 0:
         raise StepError(f"{node} could not import {image}", log=log)
 
@@ -124,7 +121,7 @@ def repack(archive: tarfile.TarFile, name: str, held: Collection[str], output: I
 
 
 def _layer(archive: tarfile.TarFile, member: str, diff_id: str) -> Layer:
-    """Engines name a layer's file by its digest, or write it uncompressed, where the diff id is its digest."""
+    """Engines name a layer's file by its digest, or write it uncompressed: then the diff id is its digest."""
     folder, _, digest = member.rpartition("/")
     content = _open(archive, member)
     start = content.read(4)
