@@ -73,12 +73,10 @@ def problems(document: object) -> list[Problem]:
 
     schema = _schema_of(kind)
     found = [*_unknown_at_root(resource, schema), *_metadata(resource.get("metadata"))]
-    if "spec" not in resource:
+    if resource.get("spec") is None:
         return [*found, Problem(("spec",), "Required value: what the object should be")]
-    spec, nulls = _without_nulls(resource["spec"], schema["properties"]["spec"], ("spec",))
-    found.extend(nulls)
-    if not nulls:
-        found.extend(_spec(kind, spec, schema))
+    spec = _without_nulls(resource["spec"], schema["properties"]["spec"])
+    found.extend(_spec(kind, spec, schema))
     if not found:
         found.extend(Problem((), rule.message) for rule in kind.rules if not rule.holds(_named(resource)))
     return found
@@ -117,28 +115,19 @@ def _metadata(metadata: object) -> Iterator[Problem]:
             yield Problem(("metadata", key), f"must be a string: write {key}: {json.dumps(str(name))}")
 
 
-def _without_nulls(value: Any, schema: Schema, path: Path) -> tuple[Any, list[Problem]]:
-    """Leave out nulls that stand where there is a default, as the API server does; the rest are wrong."""
-    if value is None:
-        return None, [Problem(path, "is empty (null): write a value, or remove the line")]
-    found: list[Problem] = []
+def _without_nulls(value: Any, schema: Schema) -> Any:
+    """Leave out the fields that are null, as the API server does before it sets defaults."""
     if isinstance(value, dict) and not schema.get(PRESERVE):
         kept: Mapping = {}
         for key, member in cast(Mapping, value).items():
             below = _below(schema, key)
-            if member is None and "default" in below:
-                continue
-            kept[key], more = _without_nulls(member, below, (*path, str(key)))
-            found.extend(more)
-        return kept, found
+            if member is not None or not below:
+                kept[key] = _without_nulls(member, below)
+        return kept
     if isinstance(value, list):
-        kept_items: list[Any] = []
-        for index, item in enumerate(cast(list[Any], value)):
-            item, more = _without_nulls(item, schema.get("items", {}), (*path, index))
-            kept_items.append(item)
-            found.extend(more)
-        return kept_items, found
-    return cast(object, value), found
+        items = cast(list[Any], value)
+        return [_without_nulls(item, schema.get("items", {})) for item in items]
+    return cast(object, value)
 
 
 def _below(schema: Schema, part: str | int) -> Schema:

@@ -89,6 +89,14 @@ def test_the_api_server_takes_every_example(api: Any, path: Path) -> None:
         create(api, document)
 
 
+@pytest.mark.parametrize("rollouts", [None, {"replicas": None}, {"resources": {"limits": {"cpu": None}}}])
+def test_the_api_server_takes_an_empty_line_for_no_line(api: Any, rollouts: Any) -> None:
+    job = copy.deepcopy(SUSPENDED)
+    job["spec"]["rollouts"] = rollouts
+    assert problems(job) == []
+    create(api, job)
+
+
 def test_the_api_servers_defaults_are_those_of_the_model(api: Any) -> None:
     job = yaml.safe_load((ROOT / "examples" / "cartpole-ppo.yaml").read_text())
 

@@ -93,8 +93,15 @@ def test_every_problem_is_told_at_once():
     }
 
 
-def test_an_empty_line_where_there_is_a_default_is_the_default():
-    assert problems(with_spec(rollouts={"replicas": None})) == []
+@pytest.mark.parametrize("rollouts", [None, {"replicas": None}, {"resources": {"limits": {"cpu": None}}}])
+def test_an_empty_line_is_as_good_as_no_line(rollouts: Any):
+    assert problems(with_spec(rollouts=rollouts)) == []
+
+
+def test_an_empty_line_with_an_unknown_name_is_still_unknown():
+    (problem,) = problems(with_spec(rollouts={"replica": None}))
+
+    assert problem.sentence == 'unknown field "spec.rollouts.replica"; did you mean replicas?'
 
 
 def test_a_free_form_field_takes_anything_even_null():
