@@ -77,8 +77,6 @@ class TrainerWatch:
         return found
 
     def _pods(self, job: Json) -> list[Json]:
-        from ratchet_operator.kinds import JOB_LABEL, label_value, name_of
-
         pods = self._cache[POD].labelled(namespace_of(job), JOB_LABEL, label_value(name_of(job)))
         return [
             pod for pod in pods if labels_of(pod).get(COMPONENT_LABEL) == CONTAINER and controller_of(pod)

@@ -37,7 +37,6 @@ from ratchet_operator.reconcile.history import advance, live_attempt, live_devic
 from ratchet_operator.reconcile.jobstatus import Waiting, job_status, status_patch
 from ratchet_operator.settings import Installation
 
-
 LOOK_FOR_SECRETS = 5.0  # seconds; Secrets can't be watched
 
 
