@@ -123,7 +123,7 @@ def make(environment: Environment, size: int) -> Environments:
         return Environments(_one_by_one(lambda: _make_own(factory, environment), size))
     except UnsupportedSpace as error:
         raise ConfigError(f"environment {named}: {error}") from error
-    except ImportError as error:
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise ConfigError(
             f"environment {named} can't be imported ({error}): build an image FROM Ratchet's rollout image "
             "that has the package installed, and name it in environment.image"
@@ -145,7 +145,7 @@ def _registered(name: str) -> EnvSpec:
         return gymnasium.spec(local)
     except gymnasium.error.Error as error:
         known = {known.lower(): known for known in gymnasium.registry}
-        close = [known[match] for match in difflib.get_close_matches(local.lower(), known, n=3, cutoff=0.5)]
+        close = [known[match] for match in difflib.get_close_matches(local.lower(), known, n=3, cutoff=0.65)]
         hint = f"did you mean {' or '.join(close)}?" if close else "no registered id is like it;"
         raise ConfigError(
             f"environment {name} is not registered with Gymnasium: {hint} An environment of your own goes "
