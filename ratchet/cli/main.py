@@ -23,6 +23,7 @@ from ratchet.cli.words import ended, value
 
 JOB_LABEL = "ratchet.dev/job"
 COMPONENT_LABEL = "ratchet.dev/component"
+WIDE_COLUMNS = 160
 
 
 class _Group(TyperGroup):
@@ -68,8 +69,11 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _print(what: RenderableType) -> None:
-    Console().print(what, highlight=False)
+def _print(what: RenderableType, width: int = 0) -> None:
+    console = Console()
+    if width > console.width:
+        console = Console(width=width)
+    console.print(what, highlight=False)
 
 
 def _data(content: Any, form: str) -> None:
@@ -201,7 +205,8 @@ def status(
     if output in ("json", "yaml"):
         _data({"apiVersion": "v1", "kind": "List", "items": jobs}, output)
     elif jobs:
-        _print(tables.jobs(jobs, _now(), wide=output == "wide", everywhere=everywhere))
+        wide = output == "wide"
+        _print(tables.jobs(jobs, _now(), wide, everywhere), width=WIDE_COLUMNS if wide else 0)
     else:
         where = "any namespace" if everywhere else f"namespace {cluster.namespace}"
         Console(stderr=True).print(f"no RLTrainingJob in {where}", highlight=False)
@@ -222,11 +227,11 @@ def logs(
 ) -> None:
     """Print the log of a job's trainer, or of its workers."""
     cluster = _cluster(ctx, Target(namespace, context, kubeconfig))
-    component = "rollout" if workers else "trainer"
+    component = "rollouts" if workers else "trainer"
     _job(cluster, name)
     pods = cluster.pods(f"{JOB_LABEL}={name},{COMPONENT_LABEL}={component}")
     if not pods:
-        raise CommandError(f"{name} has no {component} pod now: see `ratchet status {name}`")
+        raise CommandError(f"{name} has no pod of its {component} now: see `ratchet status {name}`")
     try:
         for pod, text in cluster.logs(pods, follow, tail):
             typer.echo(f"{pod}: {text}" if len(pods) > 1 else text)

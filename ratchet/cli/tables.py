@@ -108,19 +108,20 @@ def detail(job: Resource, now: datetime) -> RenderableType:
 def _facts(job: Resource, now: datetime) -> list[tuple[str, str]]:
     progress: dict[str, Any] = value(job, "status.progress") or {}
     environment = value(job, "spec.environment.id") or value(job, "spec.environment.entryPoint")
-    facts = [
-        ("Environment", str(environment)),
-        ("Running for", span(running_time(job, now))),
-        ("Steps", f"{number(progress.get('steps'))}, {number(progress.get('stepsPerSecond'))} a second"),
-        ("Return", f"{number(progress.get('meanReturn'), 1)} over the last 100 training episodes"),
-    ]
+    facts = [("Environment", str(environment)), ("Running for", span(running_time(job, now)))]
+    if progress:
+        steps, rate = number(progress.get("steps")), number(progress.get("stepsPerSecond"))
+        lag = number(progress.get("policyLag"), 1)
+        facts += [
+            ("Steps", f"{steps}, {rate} a second"),
+            ("Return", f"{number(progress.get('meanReturn'), 1)} over the last 100 training episodes"),
+            ("Policy", f"version {number(progress.get('policyVersion'))}, lag {lag}"),
+        ]
     if evaluated := value(job, "status.evaluation.latest"):
         facts.append(("Evaluation", evaluation(evaluated)))
     if best := value(job, "status.evaluation.best"):
         facts.append(("Best", evaluation(best)))
-    lag = progress.get("policyLag")
     facts += [
-        ("Policy", f"version {number(progress.get('policyVersion'))}, lag {number(lag, 1)}"),
         ("Workers", f"{workers(job)} ready"),
         ("Device", str(value(job, "status.device") or NONE)),
         ("Attempt", number(value(job, "status.attempt"))),

@@ -248,6 +248,15 @@ def test_status_lists_jobs_in_80_columns():
     assert all(len(line.rstrip()) <= 80 for line in result.output.splitlines())
 
 
+def test_a_wide_list_is_not_cut():
+    cluster = FakeCluster(training(1000, 22.0, device="CPU", attempt=2))
+
+    told = run(cluster, "status", "-o", "wide").output
+
+    assert "…" not in told
+    assert "Checkpoint" in told
+
+
 def test_status_of_one_job_shows_conditions_and_failures():
     result = run(FakeCluster(FAILED), "status", "cartpole")
 
@@ -310,7 +319,7 @@ def test_logs_are_of_the_trainer_or_of_the_workers_with_their_names():
 
     assert result.output.splitlines() == ["w-0: hello", "w-1: hi"]
     assert cluster.selectors == [
-        "ratchet.dev/job=cartpole,ratchet.dev/component=rollout",
+        "ratchet.dev/job=cartpole,ratchet.dev/component=rollouts",
         "ratchet.dev/job=cartpole,ratchet.dev/component=trainer",
     ]
 
@@ -319,7 +328,7 @@ def test_logs_without_a_pod_say_so():
     result = run(FakeCluster(training(1000, 22.0)), "logs", "cartpole")
 
     assert result.exit_code == Exit.NO
-    assert "no trainer pod" in result.stderr
+    assert "no pod of its trainer" in result.stderr
 
 
 def test_flags_say_which_cluster_and_namespace():

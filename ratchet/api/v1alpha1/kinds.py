@@ -87,7 +87,9 @@ RL_TRAINING_JOB = Kind(
     status=RLTrainingJobStatus,
     rules=_name_rules(40),
     columns=(
-        Column("Status", '.status.conditions[?(@.status=="True")].type', "string"),
+        # The operator writes the condition that counts first.
+        Column("Status", ".status.conditions[0].type", "string"),
+        Column("Reason", ".status.conditions[0].reason", "string"),
         Column("Steps", ".status.progress.steps"),
         Column(
             "Return", ".status.progress.meanReturn", "number", 0, "Mean of the last 100 training episodes."
@@ -127,6 +129,7 @@ ROLLOUT_POOL = Kind(
         Column("Restarts", ".status.restarts"),
         AGE,
         Column("Job", ".spec.trainingJobRef.name", "string", 1),
+        Column("Reason", '.status.conditions[?(@.type=="Ready")].reason', "string", 1),
     ),
     scale=Scale(".spec.replicas", ".status.replicas", ".status.selector"),
 )
