@@ -178,9 +178,10 @@ def _clean(settings: Settings, _: argparse.Namespace) -> None:
             if kindcluster.containers(settings):
                 kindcluster.delete(settings, log)
             if engine.running_pid(settings) is None:
+                # An engine that was there before keeps only what is its own.
                 images.remove_built(log)
         engine.stop(settings)
-        shutil.rmtree(settings.build_folder, ignore_errors=True)
+        images.empty_build_folder(settings)
         shutil.rmtree(settings.home)
     print("Kept: apt packages, and Go's own caches (`go clean -cache -modcache` empties them).")
 

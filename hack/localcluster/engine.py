@@ -116,8 +116,10 @@ def stop(settings: Settings) -> bool:
     if pid is None:
         return False
     os.kill(pid, signal.SIGTERM)
-    if not wait_until(lambda: running_pid(settings) is None, seconds=30):
+    if not wait_until(lambda: running_pid(settings) is None, seconds=60):
         raise StepError(f"dockerd (process {pid}) does not stop", hint=tail(_engine_log(settings)))
+    # dockerd leaves its bridge behind; a new one makes it again.
+    answer(["ip", "link", "delete", "docker0"])
     return True
 
 

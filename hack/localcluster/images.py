@@ -111,6 +111,13 @@ def prepare_build_folder(settings: Settings, log: Path) -> None:
     _place(machine_certificates(), folder / "ca-certificates.crt")
 
 
+def empty_build_folder(settings: Settings) -> None:
+    """Takes away what `prepare_build_folder` put there."""
+    shutil.rmtree(settings.build_folder / "wheels", ignore_errors=True)
+    for name in ("uv", "ca-certificates.crt"):
+        (settings.build_folder / name).unlink(missing_ok=True)
+
+
 def _wheels(settings: Settings) -> list[Path]:
     places = [
         Path(place)

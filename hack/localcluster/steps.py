@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,17 +21,16 @@ class Step:
     """Makes the product; what it prints belongs into the log file it is given."""
 
 
-def run_steps(steps: Sequence[Step], logs: Path, *, first: int = 1, total: int | None = None) -> None:
+def run_steps(steps: Sequence[Step], logs: Path) -> None:
     """Runs the steps in order.
 
     Raises:
         StepError: as the failed step raised it, with that step's log.
 
     """
-    total = total or len(steps) + first - 1
-    width = len(str(total))
-    for number, step in enumerate(steps, first):
-        print(f"[{number:>{width}}/{total}] {step.title} … ", end="", flush=True)
+    width = len(str(len(steps)))
+    for number, step in enumerate(steps, 1):
+        print(f"[{number:>{width}}/{len(steps)}] {step.title} … ", end="", flush=True)
         started = time.monotonic()
         if step.present():
             print("present")
@@ -49,7 +47,6 @@ def run_steps(steps: Sequence[Step], logs: Path, *, first: int = 1, total: int |
             print("interrupted", flush=True)
             raise
         print(f"{time.monotonic() - started:.0f} s", flush=True)
-    sys.stdout.flush()
 
 
 def slug(title: str) -> str:
