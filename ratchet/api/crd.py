@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from ratchet.api import GROUP, VERSION
+from ratchet.api import GROUP, VERSION, reference
 from ratchet.api.v1alpha1.base import ApiModel, Rule, Transition
 from ratchet.api.v1alpha1.kinds import KINDS, Column, Kind
 
@@ -225,6 +225,10 @@ def files() -> Iterator[tuple[Path, str]]:
             Path("charts/ratchet/templates/crds") / name,
             f"{{{{- /* {NOTICE} */ -}}}}\n{{{{- if .Values.crds.install }}}}\n{body}{{{{- end }}}}\n",
         )
+    yield (
+        Path("docs/api.md"),
+        reference.markdown({name: root_schema(kind) for name, kind in KINDS.items()}),
+    )
 
 
 def drift(root: Path) -> list[str]:

@@ -31,7 +31,7 @@ Clock = Callable[[], datetime]
 
 PLAIN_INTERVAL_SECONDS = 5.0
 LABEL_WIDTH = 9
-# Conditions whose truth is bad news or news worth a line; the decisive ones have a line of their own.
+# These have a line of their own.
 ORDINARY = frozenset({"Failed", "Succeeded", "Suspended", "Progressing"})
 
 
@@ -106,11 +106,11 @@ def _facts(job: Resource, now: datetime) -> list[tuple[str, str]]:
 
 
 def _notes(job: Resource) -> list[str]:
-    """Say the conditions besides the decisive ones that have something to say."""
+    """Say what is not as it should be, besides the decisive conditions."""
     return [
         f"{item['type']} is {item['status']}: {item['message']}"
         for item in conditions(job)
-        if item["type"] not in ORDINARY and item.get("message")
+        if item["type"] not in ORDINARY and item["status"] != "True" and item.get("message")
     ]
 
 
