@@ -220,8 +220,13 @@ class ApiServer:
             content_type="application/merge-patch+json",
         )
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
-        """Delete exactly this object; gone or replaced already is as good."""
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Json | None:
+        """Delete exactly this object; gone or replaced already is as good.
+
+        Returns:
+            the object where it lives on for a while, None where it is gone.
+
+        """
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -229,10 +234,12 @@ class ApiServer:
             "preconditions": {"uid": uid},
         }
         try:
-            await self._write("delete", kind, "DELETE", kind.path(namespace, name), body=body)
+            answer = await self._write("delete", kind, "DELETE", kind.path(namespace, name), body=body)
         except ApiError as error:
-            if error.status not in (404, 409):
-                raise
+            if error.status in (404, 409):
+                return None
+            raise
+        return answer if sub(answer, "metadata").get("deletionTimestamp") else None
 
     async def watch(self, kind: Kind, namespace: str, field_selector: str) -> AsyncIterator[Json]:
         """Events of one watch until the server ends it.

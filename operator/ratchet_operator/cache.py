@@ -98,11 +98,11 @@ class Store:
             self._unindex(before)
         return before
 
-    def missing_from(self, listed: Iterable[Json], namespaces: tuple[str, ...], version: int) -> list[str]:
-        """UIDs known here that a list at this resourceVersion no longer has: deleted while nobody watched."""
+    def missing_from(self, listed: Iterable[Json], namespaces: tuple[str, ...], version: int) -> list[Json]:
+        """What is known here and a list at this resourceVersion no longer has: deleted while nobody watched."""
         there = {uid_of(obj) for obj in listed}
         return [
-            uid
+            obj
             for uid, obj in self._by_uid.items()
             if uid not in there
             and version_of(obj) <= version

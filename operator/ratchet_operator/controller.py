@@ -24,6 +24,9 @@ from ratchet_operator.workqueue import Lane, WorkQueue
 log = logging.getLogger("ratchet.controller")
 
 
+SETTLE_SECONDS = 3.0  # a watch lists many objects; they are answered by one look
+
+
 class Controller:
     """Caches, queue and workers of one leader."""
 
@@ -60,6 +63,23 @@ class Controller:
                 log.warning(
                     "a resync found changes that no watch had told", extra={"kind": kind.kind, "n": missed}
                 )
+
+    async def relist_forever(self) -> None:
+        """After each list of a watch, learn what went away between our last look and it. The first is made
+        whether a watch had something to list or not.
+        """
+        self.feed.relist_wanted.set()
+        while True:
+            await self.feed.relist_wanted.wait()
+            await asyncio.sleep(SETTLE_SECONDS)
+            self.feed.relist_wanted.clear()
+            try:
+                for kind, selector in self._kinds.items():
+                    await self._relist(kind, selector)
+            except ApiError as error:
+                ERRORS.labels("relist").inc()
+                log.warning("relist failed", extra={"error": str(error)})
+                self.feed.relist_wanted.set()
 
     async def resync_forever(self) -> None:
         """A full resync now and then, not at the same time as other operators'."""

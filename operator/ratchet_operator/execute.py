@@ -148,7 +148,11 @@ class Executor:
         log.info(
             "delete", extra={"key": str(key), "child": f"{delete.kind.kind}/{delete.name}", "why": delete.why}
         )
-        await self._api.delete(delete.kind, delete.namespace, delete.name, delete.uid)
+        left = await self._api.delete(delete.kind, delete.namespace, delete.name, delete.uid)
+        if left is None:
+            self._cache[delete.kind].remove(delete.uid)
+        else:
+            self._cache[delete.kind].put(left)
 
 
 def _is_policy(error: ApiError) -> bool:

@@ -1,5 +1,6 @@
 """From a change of an object to the keys that need a step."""
 
+import asyncio
 from collections.abc import Mapping
 
 from ratchet_operator.cache import WORKS_FOR, Cache
@@ -39,6 +40,7 @@ class Feed:
         self._cache = cache
         self._queue = queue
         self._devices: Mapping[str, int] = {}
+        self.relist_wanted = asyncio.Event()
 
     def seen(self, kind: Kind, obj: Json, lane: Lane = Lane.CHANGE) -> bool:
         """An object as it is now; returns whether that is news."""
@@ -47,9 +49,14 @@ class Feed:
             self._tell(kind, obj, before, lane)
         return news
 
-    def gone(self, kind: Kind, uid: str) -> bool:
+    def listed(self, kind: Kind, obj: Json) -> bool:
+        """An object in a watch's own list. A list does not say what is gone, so that has to be found out."""
+        self.relist_wanted.set()
+        return self.seen(kind, obj)
+
+    def gone(self, kind: Kind, obj: Json) -> bool:
         """An object is no more; returns whether that is news."""
-        before = self._cache[kind].remove(uid)
+        before = self._cache[kind].remove(uid_of(obj))
         if before is not None:
             self._tell(kind, before, None, Lane.CHANGE)
         return before is not None
@@ -58,7 +65,7 @@ class Feed:
         """A whole list: takes in what a watch missed, forgets what is gone; returns how much that was."""
         missed = sum(self.seen(kind, obj) for obj in listed)
         missed += sum(
-            self.gone(kind, uid) for uid in self._cache[kind].missing_from(listed, namespaces, version)
+            self.gone(kind, obj) for obj in self._cache[kind].missing_from(listed, namespaces, version)
         )
         WATCH_MISSED.labels(kind.kind).inc(missed)
         return missed

@@ -107,6 +107,7 @@ class Operator:
             parts = [
                 transport.run(self._settings, self.controller.feed, self._api.configuration),
                 self.controller.resync_forever(),
+                self.controller.relist_forever(),
                 self.controller.trainers.run(),
                 *(self.controller.work() for _ in range(self._settings.workers)),
             ]

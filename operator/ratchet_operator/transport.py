@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import kopf
+from kopf._core.engines.peering import Identity
 from kubernetes.aio.client.configuration import Configuration
 
 from ratchet_operator.feed import Feed
@@ -19,7 +20,6 @@ from ratchet_operator.kinds import (
     TRAINING_JOB,
     WORKER_JOB,
     Kind,
-    uid_of,
 )
 from ratchet_operator.settings import Settings
 
@@ -63,7 +63,8 @@ def registry(settings: Settings, feed: Feed, configuration: Configuration) -> ko
 def _register(handlers: kopf.OperatorRegistry, kind: Kind, feed: Feed) -> None:
     async def seen(event: kopf.RawEvent, **_: Any) -> None:
         obj: dict[str, Any] = dict(event["object"])
-        feed.gone(kind, uid_of(obj)) if event["type"] == "DELETED" else feed.seen(kind, obj)
+        tell = {"DELETED": feed.gone, None: feed.listed}.get(event["type"], feed.seen)
+        tell(kind, obj)
 
     kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers, id=kind.plural)(seen)  # pyright: ignore[reportUnknownMemberType]
 
@@ -92,6 +93,7 @@ async def run(settings: Settings, feed: Feed, configuration: Configuration) -> N
     await kopf.operator(
         registry=registry(settings, feed, configuration),
         settings=kopf_settings(settings),
+        identity=Identity(settings.pod_name),  # else kopf looks for a user name, and a random UID has none
         standalone=True,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from ratchet.api.v1alpha1 import RLTrainingJobStatus
 from ratchet_operator.build.context import JobContext
 from ratchet_operator.conditions import Verdict, conditions, no, unknown, yes
-from ratchet_operator.drift import merge_patch
 from ratchet_operator.kinds import Json, spec_of, status_of
 from ratchet_operator.ledger import Ledger
 from ratchet_operator.policies.device import DeviceChoice
 from ratchet_operator.policies.progress import seconds_until_due
 from ratchet_operator.policies.waiting import alive, is_ready, ready_or_why, why_not_ready
 from ratchet_operator.reconcile.history import component_pods, final_of, own_workers
+from ratchet_operator.reconcile.patching import soft_patch
 
 if TYPE_CHECKING:
     from ratchet_operator.reconcile.job import JobSeen
@@ -69,18 +69,12 @@ def job_status(
 
 
 def status_patch(job: Json, wanted: Json, due_in: float) -> tuple[Json | None, float | None]:
-    """The patch to write now, and in how many seconds to look again where progress has to wait.
+    """The patch to write now, and in how many seconds to look again where it has to wait its turn.
 
-    Conditions and counts are written at once; progress alone waits its turn; time passing alone is no news.
+    What changes an answer is written at once; progress, and why an answer is what it was, wait their turn;
+    time passing alone is no news.
     """
-    live: Json = status_of(job)
-    patch = merge_patch(live, wanted)
-    news = [key for key in patch if key != "activeSeconds"]
-    if not news:
-        return None, None
-    if all(key in PROGRESS_FIELDS for key in news) and due_in > 0:
-        return None, due_in
-    return patch, None
+    return soft_patch(status_of(job), wanted, due_in, PROGRESS_FIELDS)
 
 
 def _wanted_workers(context: JobContext, seen: JobSeen) -> int:

@@ -17,7 +17,7 @@ from ratchet.api.v1alpha1 import (
 from ratchet_operator.build.context import JobContext, PoolContext, pool_selector
 from ratchet_operator.build.workers import CONTAINER, worker_job
 from ratchet_operator.conditions import Verdict, conditions, no, yes
-from ratchet_operator.drift import merge_patch, stamped
+from ratchet_operator.drift import stamped
 from ratchet_operator.kinds import (
     ROLLOUT_POOL,
     WORKER_JOB,
@@ -37,6 +37,7 @@ from ratchet_operator.policies.failure import Termination, terminations
 from ratchet_operator.policies.progress import seconds_until_due
 from ratchet_operator.policies.waiting import alive, is_ready, why_not_ready
 from ratchet_operator.reconcile.children import removals, step
+from ratchet_operator.reconcile.patching import soft_patch
 from ratchet_operator.settings import Installation
 
 LOOK_FOR_SECRETS = 5.0  # seconds; Secrets can't be watched
@@ -215,13 +216,8 @@ def _status(
         selector=_selector_text(pool, spec),
     ).to_wire()
     status["conditions"] = conditions(live.get("conditions"), {"Ready": verdict}, generation, now)
-    patch = merge_patch(live, status)
     due = seconds_until_due(seen.progress_written, seen.jobs, now)
-    if not patch:
-        return None, None
-    if all(key in PROGRESS_FIELDS for key in patch) and due > 0:
-        return None, due
-    return patch, None
+    return soft_patch(live, status, due, PROGRESS_FIELDS)
 
 
 def _selector_text(pool: Json, spec: RolloutPoolSpec | None) -> str:
