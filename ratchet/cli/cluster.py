@@ -25,6 +25,7 @@ FIELD_MANAGER = "ratchet-cli"
 CONNECT_SECONDS = 5
 READ_SECONDS = 30
 WATCH_SECONDS = 240
+SILENCE_SECONDS = 24 * 3600  # of a log that is followed
 RECONNECT_PAUSE_SECONDS = 2.0
 RECONNECTS = 30
 
@@ -252,7 +253,7 @@ class KubernetesCluster:
                 follow=follow,
                 tail_lines=tail,
                 _preload_content=False,
-                _request_timeout=(CONNECT_SECONDS, None if follow else READ_SECONDS),
+                _request_timeout=(CONNECT_SECONDS, SILENCE_SECONDS if follow else READ_SECONDS),
             )
             rest = b""
             for chunk in response.stream(amt=None):

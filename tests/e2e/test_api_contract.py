@@ -133,6 +133,15 @@ def steady(api: Any) -> dict[str, Any]:
             {"environment": {"kwargs": {"sutton_barto_reward": False}}},
             "environment can't be changed once the job exists",
         ),
+        pytest.param(
+            {"environment": {"kwargs": {"sutton_barto_reward": None, "render_mode": True}}},
+            "environment can't be changed once the job exists",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="CEL's equality in the API server overlooks a free-form key that was renamed while "
+                "the number of keys stayed the same",
+            ),
+        ),
         ({"algorithm": {"seed": 2}}, "algorithm can't be changed once the job exists"),
         ({"algorithm": {"ppo": {"gamma": 0.9}}}, "algorithm can't be changed once the job exists"),
         (
