@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from localcluster.shell import answer, run, succeeds
 
@@ -70,13 +71,16 @@ def builder_environment() -> Mapping[str, str]:
 def build(
     tag: str,
     dockerfile: Path,
-    context: Path,
+    context: Path | IO[bytes],
     *,
     log: Path,
     arguments: Mapping[str, str] | None = None,
     hint: str = "",
 ) -> None:
-    """`docker build` on the machine's own network, since a package index may be reachable only from there."""
+    """`docker build` on the machine's own network, since a package index may be reachable only from there.
+
+    The context is a folder, or an archive in which the Dockerfile's path is found.
+    """
     words: list[str | os.PathLike[str]] = [
         "docker",
         "build",
@@ -88,7 +92,8 @@ def build(
     ]
     for name, value in (arguments or {}).items():
         words += ["--build-arg", f"{name}={value}"]
-    run([*words, context], log=log, env=builder_environment(), hint=hint)
+    folder, archive = (context, None) if isinstance(context, Path) else ("-", context)
+    run([*words, folder], log=log, env=builder_environment(), stdin=archive, hint=hint)
 
 
 def build_from_files(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import tarfile
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from localcluster import debian, docker, kindcluster, transfer, uv
 from localcluster.settings import DOCKERFILES, Settings
@@ -145,22 +148,51 @@ def build_step(name: str, settings: Settings) -> Step:
 
 
 def build(name: str, settings: Settings, log: Path) -> None:
-    dockerfile = settings.repository / IMAGES[name]
-    if not dockerfile.is_file():
+    if not (settings.repository / IMAGES[name]).is_file():
         raise StepError(f"{IMAGES[name]} does not exist in the repository")
     prepare_build_folder(settings, log)
     arguments = {
         "BASE_IMAGE": PYTHON.name(),
         **{key: os.environ[key] for key in PASSED_ON if os.environ.get(key)},
     }
-    docker.build(
-        f"ratchet-{name}:dev",
-        dockerfile,
-        settings.repository,
-        log=log,
-        arguments=arguments,
-        hint="The build uses the machine's network and the certificates in .build/ca-certificates.crt.",
-    )
+    with tempfile.TemporaryFile(prefix="ratchet-context-") as context:
+        write_context(settings, context)
+        context.seek(0)
+        docker.build(
+            f"ratchet-{name}:dev",
+            Path(IMAGES[name]),
+            context,
+            log=log,
+            arguments=arguments,
+            hint="The build uses the machine's network and the certificates in .build/ca-certificates.crt.",
+        )
+
+
+def write_context(settings: Settings, output: IO[bytes]) -> None:
+    """The repository without what git ignores, and what `prepare_build_folder` put beside it.
+
+    Environments and compiled caches would be a gigabyte in each build, and would spoil Docker's cache.
+    """
+    root = settings.repository
+    listed = answer(["git", "-C", root, "ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+    if listed is None:
+        raise StepError(
+            f"git does not list the files of {root}", hint="The images are built from a git checkout."
+        )
+    build_folder = settings.build_folder.relative_to(root)
+    extra = [build_folder / name for name in ("wheels", "uv", "ca-certificates.crt")]
+    # Docker looks at the first 512 bytes to tell an archive, and takes extended headers for something else.
+    with tarfile.open(fileobj=output, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name in sorted({*filter(None, listed.split("\0")), *map(str, extra)}):
+            # A tracked file may have been deleted since.
+            if (root / name).exists():
+                archive.add(root / name, arcname=name, filter=_owned_by_root)
+
+
+def _owned_by_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
 
 
 def loadable() -> list[str]:
