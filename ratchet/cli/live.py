@@ -200,7 +200,7 @@ def _next(job: Resource, name: str) -> list[tuple[str, str]]:
             (f"kubectl delete rlj {name}", "the checkpoints stay in S3"),
         ]
     return [
-        (f"ratchet logs {name}", "what the trainer said"),
-        (f"ratchet status {name}", "conditions and failures"),
+        (f"ratchet status {name}", "each failure and what the trainer said last"),
         (f"kubectl describe rlj {name}", "events"),
+        (f"kubectl delete rlj {name}", "then apply it again, put right; checkpoints stay in S3"),
     ]

@@ -34,8 +34,9 @@ class State:
     @property
     def sentence(self) -> str:
         """One line that a person can read aloud."""
-        told = self.message or self.reason
-        return f"{self.word}: {told}" if told else self.word
+        # The reason of what goes on says nothing that its message does not.
+        word = self.word if self.word in ("Progressing", "Suspended") else f"{self.word} ({self.reason})"
+        return ": ".join(part for part in (word.removesuffix(" ()"), self.message) if part)
 
 
 def value(resource: Resource, path: str) -> Any:

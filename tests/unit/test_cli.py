@@ -213,7 +213,8 @@ def test_watching_a_job_that_fails_ends_with_1_and_says_where_to_look():
 
     assert result.exit_code == Exit.NO
     assert "no environment CartPol-v1" in result.output
-    assert "ratchet logs cartpole" in result.output
+    assert "Failed (Because): the trainer ended with 10" in result.output
+    assert "ratchet status cartpole" in result.output
 
 
 def test_ctrl_c_leaves_the_job_running_and_says_so():
