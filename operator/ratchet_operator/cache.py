@@ -99,7 +99,7 @@ class Store:
         return before
 
     def missing_from(self, listed: Iterable[Json], namespaces: tuple[str, ...], version: int) -> list[Json]:
-        """What is known here and a list at this resourceVersion no longer has: deleted while nobody watched."""
+        """What is known here and not in a list of this resourceVersion: deleted while nobody watched."""
         there = {uid_of(obj) for obj in listed}
         return [
             obj

@@ -72,7 +72,7 @@ def _why_pod(what: str, pod: Json, gpu: str | None) -> tuple[int, Verdict]:
             return 3, no("CrashLoopBackOff", _sentence(f"The {what} crashes again and again", cause))
     for condition in items(status, "conditions"):
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            message = condition.get("message", "")
+            message = condition.get("message", "").partition(" no new claims")[0].partition(" preemption:")[0]
             reason = "InsufficientGPU" if gpu and f"Insufficient {gpu}" in message else "Unschedulable"
             return 2, no(reason, _sentence(f"The {what} finds no node", message))
     return 4, no("PodStarting", f"The {what} is starting.")

@@ -82,11 +82,14 @@ def reconcile_job(job: Json, seen: JobSeen, now: datetime) -> Plan:
     trainer = seen.trainer if seen.trainer is not None and seen.trainer.uid == context.uid else None
     mine = replace(seen, trainer=trainer, config_map=_mine(seen.config_map, context.uid))
 
+    live_trainer = _mine(mine.deployments.get(context.trainer_name), context.uid)
     before = read_ledger(mine.config_map, status_of(job))
-    before = before.model_copy(
-        update={"attempt": max(before.attempt, live_attempt(mine.deployments.get(context.trainer_name)))}
-    )
-    running_on = live_device(mine.deployments.get(context.trainer_name))
+    children = [mine.pool, *mine.deployments.values(), *mine.services.values()]
+    if mine.config_map is None and any(_mine(child, context.uid) for child in children):
+        # Only the status could say that it has ended, and children live: whoever wrote that was not us.
+        before = before.model_copy(update={"outcome": None, "completion_time": None, "final": None})
+    before = before.model_copy(update={"attempt": max(before.attempt, live_attempt(live_trainer))})
+    running_on = live_device(live_trainer)
     choice = choose_device(spec.trainer.gpu, mine.devices, running_on)
     after, occurrences = advance(before, context, mine.pods, trainer, choice, status_of(job), now)
     if after.outcome is not None:

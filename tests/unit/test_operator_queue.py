@@ -1,0 +1,128 @@
+"""The queue: who goes first, who waits, who is tried again."""
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+from ratchet_operator.kinds import Key
+from ratchet_operator.workqueue import FIRST_BACKOFF, STARVATION, Lane, WorkQueue
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def key(name: object) -> Key:
+    return Key("RLTrainingJob", "team", str(name))
+
+
+def drained(queue: WorkQueue) -> list[str]:
+    async def drain() -> list[str]:
+        names: list[str] = []
+        while queue.depth():
+            found = await queue.get()
+            queue.done(found)
+            names.append(found.name)
+        return names
+
+    return asyncio.run(drain())
+
+
+def test_an_edit_overtakes_a_burst_and_a_resync_waits_for_it():
+    queue = WorkQueue(Clock())
+    queue.add(key("resync"), Lane.RESYNC)
+    for number in range(5):
+        queue.add(key(number), Lane.CHANGE)
+    queue.add(key("edited"), Lane.EDIT)
+
+    assert drained(queue) == ["edited", "0", "1", "2", "3", "4", "resync"]
+
+
+def test_a_key_waits_once_and_moves_up():
+    queue = WorkQueue(Clock())
+    queue.add(key("a"), Lane.CHANGE)
+    queue.add(key("b"), Lane.RESYNC)
+    queue.add(key("b"), Lane.EDIT)
+    queue.add(key("b"), Lane.CHANGE)
+
+    assert drained(queue) == ["b", "a"]
+
+
+def test_a_resync_is_not_starved():
+    queue = WorkQueue(Clock())
+    queue.add(key("resync"), Lane.RESYNC)
+    for number in range(100):
+        queue.add(key(number), Lane.CHANGE)
+
+    assert drained(queue).index("resync") <= STARVATION
+
+
+def test_a_key_is_worked_on_by_one_worker_and_again_when_it_changed_meanwhile():
+    async def scenario() -> None:
+        queue = WorkQueue(Clock())
+        queue.add(key("a"), Lane.CHANGE)
+        first = await queue.get()
+        queue.add(key("a"), Lane.CHANGE)
+        queue.add(key("b"), Lane.CHANGE)
+        assert await queue.get() == key("b")
+        queue.done(first)
+        assert await queue.get() == key("a")
+
+    asyncio.run(scenario())
+
+
+def test_failures_wait_longer_each_time_until_one_goes_well():
+    async def scenario() -> list[float]:
+        clock = Clock()
+        queue = WorkQueue(clock)
+        waits: list[float] = []
+        queue.add(key("a"), Lane.CHANGE)
+        for _ in range(3):
+            waits.append(queue.failed(await queue.get()))
+            clock.now += waits[-1]
+        queue.done(await queue.get())
+        queue.add(key("a"), Lane.CHANGE)
+        waits.append(queue.failed(await queue.get()))
+        return waits
+
+    assert asyncio.run(scenario()) == [FIRST_BACKOFF, 2 * FIRST_BACKOFF, 4 * FIRST_BACKOFF, FIRST_BACKOFF]
+
+
+def test_the_earliest_of_several_times_stands():
+    async def scenario() -> None:
+        clock = Clock()
+        queue = WorkQueue(clock)
+        queue.add_after(key("a"), 50)
+        queue.add_after(key("a"), 10)
+        queue.add_after(key("a"), 90)
+        clock.now = 10
+        assert await queue.get() == key("a")
+        queue.done(key("a"))
+        clock.now = 1000
+        queue.add(key("b"), Lane.RESYNC)
+        assert await queue.get() == key("b")
+
+    asyncio.run(scenario())
+
+
+def test_the_age_of_the_oldest():
+    clock = Clock()
+    queue = WorkQueue(clock)
+    queue.add(key("a"), Lane.RESYNC)
+    clock.now = 7
+    queue.add(key("b"), Lane.EDIT)
+
+    assert queue.oldest_age() == 7
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(Lane))))
+def test_everything_that_was_added_comes_out_once(added):
+    queue = WorkQueue(Clock())
+    for name, lane in added:
+        queue.add(key(name), lane)
+
+    assert sorted(drained(queue)) == sorted({str(name) for name, _ in added})
