@@ -1,0 +1,19 @@
+"""Everything that is needed to go on exactly, in S3: content-addressed blobs, and a manifest that is written last."""
+
+from ratchet.checkpoints.errors import CheckpointsUnreadable, StorageDenied, StorageUnavailable, Superseded
+from ratchet.checkpoints.manifest import Blob, Lineage, Manifest
+from ratchet.checkpoints.store import CheckpointStore, Loaded, Stored, connect
+
+__all__ = [
+    "Blob",
+    "CheckpointStore",
+    "CheckpointsUnreadable",
+    "Lineage",
+    "Loaded",
+    "Manifest",
+    "StorageDenied",
+    "StorageUnavailable",
+    "Stored",
+    "Superseded",
+    "connect",
+]

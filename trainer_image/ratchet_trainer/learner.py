@@ -1,0 +1,373 @@
+"""The learner's loop: tickets out, fragments in, update, publish; evaluate, save, stop.
+
+One thread does all of it. docs/data-plane.md says what is promised to workers and by them.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ratchet.api.v1alpha1 import TrainerStatus, seconds
+from ratchet.api.v1alpha1.trainingjob import Evaluations, Progress
+from ratchet.experience import DataPlaneLost, Fragment, LearnerChannel
+from ratchet.policies.spec import EnvironmentSpec
+from ratchet.weights import encode
+from ratchet_trainer.algorithms.batch import check, join
+from ratchet_trainer.algorithms.ppo import PPO, Metrics as UpdateMetrics
+from ratchet_trainer.board import Board
+from ratchet_trainer.credit import Credit
+from ratchet_trainer.evaluating import PendingEvaluation, with_result
+from ratchet_trainer.intake import Intake
+from ratchet_trainer.metrics import Metrics
+from ratchet_trainer.rates import Rates
+from ratchet_trainer.resume import Resumed
+from ratchet_trainer.saving import Saver, Snapshot, Why
+from ratchet_trainer.settings import Settings
+from ratchet_trainer.stopping import Reason, progress_of, reason_to_stop
+from ratchet_trainer.trackers import Tracker
+
+log = logging.getLogger(__name__)
+
+READ_AT_MOST = 256
+BLOCK_MS = 200
+PIN_EVERY_SECONDS = 0.25
+EVALUATION_SEED = 1_000_003
+
+
+@dataclass
+class Parts:
+    """What the learner works with; each may be replaced in a test by another real one."""
+
+    settings: Settings
+    channel: LearnerChannel
+    saver: Saver
+    board: Board
+    metrics: Metrics
+    trackers: list[Tracker]
+    interrupted: Callable[[], bool]
+    clock: Callable[[], float] = time.monotonic
+
+
+class Learner:
+    """One trainer's life from its first ticket to its last checkpoint.
+
+    Args:
+        parts: of this process.
+        environment: spaces, from the checkpoint or from the first worker.
+        resumed: what an earlier trainer left, or None.
+
+    """
+
+    def __init__(self, parts: Parts, environment: EnvironmentSpec, resumed: Resumed | None) -> None:
+        self._parts = parts
+        self._config = parts.settings.config
+        self._environment = environment
+        device = "cuda" if parts.settings.device == "GPU" else "cpu"
+        self._ppo = PPO(self._config.algorithm, environment, device)
+        lag = self._config.max_policy_lag
+        self._credit = Credit(self._config.fragments_per_batch, lag)
+        self._intake = Intake(lag)
+        self._rates = Rates()
+        self._evaluations = Evaluations()
+        self._evaluation: PendingEvaluation | None = None
+        self._next_evaluation = self._config.evaluation.every_steps
+        self._version = 0
+        self._updates = 0
+        self._active_before = 0.0
+        self._resumed_from: str | None = None
+        self._last_update: UpdateMetrics | None = None
+        self._policy_lag: float | None = None
+        self._finished: Reason | None = None
+        if resumed is not None:
+            self._restore(resumed)
+        self._started: float | None = None
+        self._saved_at = parts.clock()
+        self._saved_steps = self._intake.steps
+        self._pinned_at = float("-inf")
+
+    def run(self) -> None:
+        """Trains until a stop rule holds or the process is asked to end; both leave a checkpoint.
+
+        Raises:
+            Diverged, Fenced, RedisUnreachable, StorageDenied, Superseded: training can't go on here.
+
+        """
+        self._hand_out_anew()
+        self._pin(force=True)
+        while not self._parts.interrupted():
+            try:
+                if self._round():
+                    return
+            except DataPlaneLost as lost:
+                log.warning(
+                    "Redis lost its data, which is written again", extra={"fields": {"lost": str(lost)}}
+                )
+                self._parts.channel.begin(self._parts.channel.epoch)
+                self._hand_out_anew()
+        if self._intake.steps > self._saved_steps:
+            self._save("shutdown")
+            self._parts.saver.wait()
+        log.info("ends as asked", extra={"fields": {"steps": self._intake.steps}})
+
+    def _round(self) -> bool:
+        """Reads what has arrived and does what it allows; True when training has finished."""
+        self._receive()
+        self._parts.saver.check()
+        self._replace_lost_tickets()
+        if self._evaluation is not None and self._evaluation.complete:
+            self._conclude_evaluation()
+        if self._evaluation is None:
+            reason = self._reason_to_stop()
+            if reason is not None:
+                if self._evaluated_version() == self._version:
+                    self._finish(reason)
+                    return True
+                self._begin_evaluation()
+            elif self._update():
+                self._publish()
+                if self._intake.steps >= self._next_evaluation:
+                    self._begin_evaluation()
+                self._hand_out_rollouts()
+        if self._parts.clock() - self._saved_at >= seconds(self._config.checkpoint.interval):
+            self._save("interval")
+        self._pin()
+        return False
+
+    def _receive(self) -> None:
+        """Waits only when there is nothing to do without new fragments."""
+        waiting = self._evaluation is not None or len(self._intake.batch) < self._config.fragments_per_batch
+        entries = self._parts.channel.read(READ_AT_MOST, BLOCK_MS if waiting else 1)
+        now = self._parts.clock()
+        self._parts.board.beat()
+        for entry in entries:
+            if isinstance(entry.outcome, Fragment):
+                header = entry.outcome.header
+                duration = header.seconds if header.kind == "rollout" else None
+                self._credit.answered(header.ticket, duration)
+            fragment = self._intake.offer(entry, self._version, now)
+            if fragment is None:
+                log.info("an entry was refused", extra={"fields": {"entry": _sentence(entry.outcome)}})
+            elif self._started is None:
+                self._started = now
+            if fragment is not None and fragment.header.kind == "evaluation" and self._evaluation is not None:
+                self._evaluation.take(fragment)
+        self._parts.channel.settle([entry.id for entry in entries])
+        if entries:
+            self._hand_out_rollouts()
+
+    def _update(self) -> bool:
+        batch = self._intake.take_batch(self._config.fragments_per_batch, self._version)
+        if not batch:
+            return False
+        begun = self._parts.clock()
+        self._policy_lag = sum(self._version - f.header.version for f in batch) / len(batch)
+        progress = progress_of(self._config.stop, self._intake.steps)
+        self._last_update = self._ppo.update(join(batch, self._environment), progress)
+        self._version += 1
+        self._updates += 1
+        now = self._parts.clock()
+        self._rates.note(now, self._intake.steps, now - begun)
+        return True
+
+    def _publish(self) -> None:
+        blob = encode(self._ppo.acting_parameters(), self._version)
+        self._parts.channel.publish(self._version, blob)
+
+    def _hand_out_rollouts(self) -> None:
+        if self._finished is None and self._reason_to_stop() is None:
+            epoch = self._parts.channel.epoch
+            tickets = self._credit.rollouts(
+                len(self._intake.batch), epoch, self._version, self._parts.clock()
+            )
+            self._parts.channel.issue(tickets)
+
+    def _hand_out_anew(self) -> None:
+        """After a start, or after Redis was lost: policy and tickets, and the evaluation that was under way."""
+        self._credit.forget()
+        self._evaluation = None
+        self._publish()
+        if self._intake.steps >= self._next_evaluation:
+            self._begin_evaluation()
+        self._hand_out_rollouts()
+
+    def _replace_lost_tickets(self) -> None:
+        now = self._parts.clock()
+        oldest = self._credit.earliest()
+        if oldest is None or now - oldest <= self._credit.deadline:
+            return
+        missing = {t.id: t for t in (self._evaluation.tickets.values() if self._evaluation else ())}
+        replaced = self._credit.overdue(self._parts.channel.outstanding(), now)
+        for new in replaced:
+            old = next((i for i, t in missing.items() if _same_work(t, new)), None)
+            if self._evaluation is not None and new.kind == "evaluate" and old is not None:
+                self._evaluation.replace(old, new)
+                del missing[old]
+        if replaced:
+            log.info("tickets were lost with their workers", extra={"fields": {"tickets": len(replaced)}})
+            self._parts.channel.issue(replaced)
+
+    def _begin_evaluation(self) -> None:
+        """Until it is complete no update happens, so that what is judged is what is saved."""
+        evaluation = self._config.evaluation
+        seed = EVALUATION_SEED + self._config.algorithm.seed
+        tickets = self._credit.evaluation(
+            evaluation.episodes, evaluation.deterministic, seed, self._parts.channel.epoch, self._version,
+            self._parts.clock(),
+        )  # fmt: skip
+        self._evaluation = PendingEvaluation(self._version, self._intake.steps, {t.id: t for t in tickets})
+        every = evaluation.every_steps
+        self._next_evaluation = (self._intake.steps // every + 1) * every
+        self._parts.channel.issue(tickets)
+
+    def _conclude_evaluation(self) -> None:
+        evaluation, self._evaluation = self._evaluation, None
+        if evaluation is None:
+            return
+        result = evaluation.result(datetime.now(UTC))
+        best = self._evaluations.best
+        self._evaluations = with_result(self._evaluations, result)
+        fields = {
+            "steps": result.steps,
+            "meanReturn": round(result.mean_return, 3),
+            "episodes": result.episodes,
+        }
+        log.info("evaluated", extra={"fields": fields})
+        if self._reason_to_stop() is None and (best is None or result.mean_return >= best.mean_return):
+            self._save("best")
+
+    def _evaluated_version(self) -> int | None:
+        latest = self._evaluations.latest
+        return latest.policy_version if latest is not None else None
+
+    def _reason_to_stop(self) -> Reason | None:
+        latest = self._evaluations.latest
+        now_evaluated = latest is not None and latest.policy_version == self._version
+        evaluated_return = latest.mean_return if latest is not None and now_evaluated else None
+        return reason_to_stop(self._config.stop, self._intake.steps, self._active_seconds(), evaluated_return)
+
+    def _active_seconds(self) -> float:
+        return self._active_before + (
+            self._parts.clock() - self._started if self._started is not None else 0.0
+        )
+
+    def _finish(self, reason: Reason) -> None:
+        self._finished = reason
+        self._save("final")
+        self._pin(force=True)
+        log.info("finished", extra={"fields": {"reason": reason, "steps": self._intake.steps}})
+
+    def _save(self, why: Why) -> None:
+        if why == "interval":
+            if self._parts.saver.busy or self._intake.steps == self._saved_steps:
+                return
+        latest = self._evaluations.latest
+        self._parts.saver.begin(
+            Snapshot(
+                why=why,
+                epoch=self._parts.channel.epoch,
+                version=self._version,
+                steps=self._intake.steps,
+                mean_return=latest.mean_return
+                if latest is not None and latest.policy_version == self._version
+                else None,
+                tensors=self._ppo.state_dict(),
+                policy=self._ppo.acting_parameters(),
+                policy_spec=self._ppo.policy_spec,
+                progress=self._progress_json(),
+                metrics=asdict(self._last_update) if self._last_update else {},
+            )
+        )
+        self._saved_at, self._saved_steps = self._parts.clock(), self._intake.steps
+
+    def _progress_json(self) -> dict[str, Any]:
+        return Resumed.to_json(
+            environment=self._environment,
+            intake=self._intake,
+            evaluations=self._evaluations,
+            next_evaluation=self._next_evaluation,
+            version=self._version,
+            updates=self._updates,
+            active_seconds=self._active_seconds(),
+            finished=self._finished,
+            progress=self._progress(),
+        )
+
+    def _restore(self, resumed: Resumed) -> None:
+        self._ppo.load_state_dict(resumed.tensors)
+        self._intake = resumed.intake(self._config.max_policy_lag)
+        self._evaluations = resumed.evaluations
+        self._next_evaluation = resumed.next_evaluation
+        self._version, self._updates = resumed.version, resumed.updates
+        self._active_before = resumed.active_seconds
+        self._resumed_from = resumed.name
+
+    def _progress(self) -> Progress:
+        intake = self._intake
+        return Progress(
+            steps=intake.steps,
+            updates=self._updates,
+            episodes=intake.episodes,
+            mean_return=intake.mean_return,
+            mean_length=intake.mean_length,
+            steps_per_second=self._rates.steps_per_second,
+            policy_version=self._version,
+            policy_lag=self._policy_lag,
+            fragments_accepted=intake.accepted,
+            fragments_duplicate=intake.duplicate,
+            fragments_dropped=intake.dropped,
+            learner_busy=self._rates.busy,
+        )
+
+    def _pin(self, *, force: bool = False) -> None:
+        now = self._parts.clock()
+        if not force and now - self._pinned_at < PIN_EVERY_SECONDS:
+            return
+        self._pinned_at = now
+        parts = self._parts
+        status = TrainerStatus(
+            uid=self._config.uid,
+            attempt=parts.settings.attempt,
+            epoch=parts.channel.epoch,
+            state="Finished" if self._finished else "Training" if self._started else "WaitingForWorkers",
+            finished_reason=self._finished,
+            message=parts.saver.complaint,
+            device=parts.settings.device,
+            resumed_from=self._resumed_from,
+            active_seconds=round(self._active_seconds(), 3),
+            progress=self._progress(),
+            evaluation=self._evaluations,
+            checkpoints=parts.saver.saved,
+            pools=self._intake.pools(now),
+        )
+        figures = parts.metrics.show(status, self._last_update)
+        for tracker in parts.trackers:
+            tracker.log(figures, self._intake.steps)
+        parts.board.pin(status)
+
+    def settle_final(self) -> None:
+        """Waits for the final checkpoint, and shows it.
+
+        Raises:
+            StorageDenied, Superseded: it can't be stored.
+
+        """
+        self._parts.saver.wait()
+        while self._parts.saver.complaint and not self._parts.interrupted():
+            log.warning("the final checkpoint is tried again")
+            self._save("final")
+            self._parts.saver.wait()
+        self._pin(force=True)
+
+
+def _same_work(old: Any, new: Any) -> bool:
+    return old.model_copy(update={"id": 0}) == new.model_copy(update={"id": 0})
+
+
+def _sentence(outcome: object) -> str:
+    if isinstance(outcome, Fragment):
+        header = outcome.header
+        return f"{header.kind} {header.incarnation}/{header.sequence} of policy version {header.version}"
+    return str(outcome)

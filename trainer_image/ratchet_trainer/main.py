@@ -1,0 +1,257 @@
+"""`ratchet-trainer`: one trainer process, configured by a file and a few variables (`settings.read_settings`).
+
+What is slow at a start happens side by side: torch is imported on a thread of its own while Redis, S3 and the
+first worker are reached.
+"""
+
+import hashlib
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from types import FrameType
+from typing import Any, TypeVar
+
+# Small matrices gain nothing from threads, and trainer and workers share nodes. Read when torch is imported.
+for _library in ("OMP", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+from ratchet import __version__  # noqa: E402 - after the variables above
+from ratchet.api.v1alpha1 import ExitCode, TrainerStatus  # noqa: E402
+from ratchet.checkpoints import (  # noqa: E402
+    CheckpointStore,
+    CheckpointsUnreadable,
+    Lineage,
+    Loaded,
+    StorageDenied,
+    StorageUnavailable,
+    Superseded,
+)
+from ratchet.checkpoints import connect as connect_storage  # noqa: E402
+from ratchet.experience import (  # noqa: E402
+    ConnectionSettings,
+    Fenced,
+    InvalidRedisUrl,
+    LearnerChannel,
+    RedisUnreachable,
+    connect,
+)
+from ratchet.logs import write_to_stdout  # noqa: E402
+from ratchet.policies.spec import EnvironmentSpec  # noqa: E402
+from ratchet_trainer.board import Board  # noqa: E402
+from ratchet_trainer.metrics import Metrics  # noqa: E402
+from ratchet_trainer.settings import InvalidConfiguration, Settings, read_settings  # noqa: E402
+from ratchet_trainer.trackers import TensorBoard, Tracker, tracker  # noqa: E402
+from ratchet_trainer.web import serve  # noqa: E402
+
+log = logging.getLogger("ratchet_trainer")
+
+LONGEST_MESSAGE = 4096  # of what Kubernetes keeps
+STORAGE_PATIENCE_SECONDS = 120.0
+LOOK_FOR_WORKERS_SECONDS = 0.1
+T = TypeVar("T")
+
+
+class Interrupted(Exception):  # noqa: N818 - names what happened
+    """Asked to end before there was anything to save."""
+
+
+def main() -> None:
+    """Runs one trainer and exits with a code of `ExitCode`, or 0 when asked to end."""
+    write_to_stdout()
+    stop = threading.Event()
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    code = run(os.environ, stop)
+    sys.stdout.flush()
+    # Threads that wait on a network must not hold up the end.
+    os._exit(code)
+
+
+def run(environment: Mapping[str, str], stop: threading.Event) -> int:
+    """Trains until asked to end; the exit code. The last words go where RATCHET_TERMINATION_LOG says."""
+    path = environment.get("RATCHET_TERMINATION_LOG", "/dev/termination-log")
+    from ratchet_trainer.algorithms.errors import Diverged
+
+    try:
+        _train(read_settings(environment), environment, stop)
+    except Interrupted:
+        log.info("ends as asked, with nothing to save")
+    except (InvalidConfiguration, InvalidRedisUrl) as error:
+        return _end(path, ExitCode.CONFIG, str(error))
+    except (StorageDenied, StorageUnavailable) as error:
+        return _end(path, ExitCode.STORAGE, str(error))
+    except Diverged as error:
+        return _end(path, ExitCode.DIVERGED, str(error))
+    except RedisUnreachable as error:
+        return _end(path, ExitCode.REDIS, str(error))
+    except (Fenced, Superseded) as error:
+        return _end(path, ExitCode.FENCED, str(error))
+    except CheckpointsUnreadable as error:
+        return _end(path, ExitCode.CHECKPOINTS, str(error))
+    except Exception as error:
+        log.exception("failed")
+        return _end(path, 1, f"{type(error).__name__}: {error}")
+    return 0
+
+
+def _train(settings: Settings, environment: Mapping[str, str], stop: threading.Event) -> None:
+    config = settings.config
+    board = Board(
+        TrainerStatus(
+            uid=config.uid, attempt=settings.attempt, epoch=0, state="Starting", device=settings.device
+        )
+    )
+    metrics = Metrics(config.namespace, config.name)
+    serve(board, metrics.registry, settings.port)
+    heavy = _in_background(_import_heavy)
+
+    store = CheckpointStore(
+        connect_storage(config.checkpoint.s3), config.checkpoint.s3, config.storage_prefix
+    )
+    loaded = _patiently(store.newest, stop, board)
+    resumed = None
+    if loaded is not None:
+        resumed = _read(loaded, heavy())
+        if resumed.finished is not None:
+            log.info("the job has finished already", extra={"fields": {"checkpoint": resumed.name}})
+            board.pin(resumed.as_status(board.status))
+            _serve_until(stop, board)
+            return
+
+    channel = LearnerChannel(connect(ConnectionSettings.from_environment(environment)), config.key_prefix)
+    epoch = channel.begin(resumed.epoch if resumed else 0)
+    log.info("began", extra={"fields": {"epoch": epoch, "attempt": settings.attempt}})
+    board.pin(board.status.model_copy(update={"epoch": epoch, "state": "WaitingForWorkers"}))
+    spaces = resumed.environment if resumed else _spaces(channel, stop, board)
+
+    modules = heavy()
+    board_files = TensorBoard(f"attempt-{settings.attempt}-epoch-{epoch}")
+    extra = tracker(settings.tracker, config)
+    trackers: list[Tracker] = [board_files] if extra is None else [board_files, extra]
+    saver = modules.saving.Saver(
+        store, config.checkpoint, _lineage(settings, resumed.digest if resumed else None), board_files.files
+    )
+    if resumed is not None:
+        saver.remember(resumed.checkpoints)
+    parts = modules.learner.Parts(settings, channel, saver, board, metrics, trackers, stop.is_set)
+    learner = modules.learner.Learner(parts, spaces, resumed)
+    learner.run()
+    if not stop.is_set():
+        learner.settle_final()
+        _serve_until(stop, board)
+
+
+class _Heavy:
+    """The modules that import torch."""
+
+    def __init__(self) -> None:
+        self.learner: Any = importlib.import_module("ratchet_trainer.learner")
+        self.saving: Any = importlib.import_module("ratchet_trainer.saving")
+        self.resume: Any = importlib.import_module("ratchet_trainer.resume")
+
+
+def _import_heavy() -> _Heavy:
+    import torch
+
+    torch.set_num_threads(1)
+    return _Heavy()
+
+
+def _in_background(work: Callable[[], T]) -> Callable[[], T]:
+    """Starts `work` on a thread; the answer waits for it and raises what it raised."""
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def do() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            failures.append(error)
+
+    thread = threading.Thread(target=do, name="imports", daemon=True)
+    thread.start()
+
+    def answer() -> T:
+        thread.join()
+        if failures:
+            raise failures[0]
+        return results[0]
+
+    return answer
+
+
+def _read(loaded: Loaded, modules: _Heavy) -> Any:
+    for sentence in loaded.passed_over:
+        log.warning("a checkpoint was passed over", extra={"fields": {"why": sentence}})
+    resumed = modules.resume.Resumed.read(loaded)
+    log.info("resumed", extra={"fields": {"checkpoint": resumed.name, "steps": loaded.stored.manifest.steps}})
+    return resumed
+
+
+def _patiently(ask: Callable[[], T], stop: threading.Event, board: Board) -> T:
+    """Asks storage again while it does not answer, for two minutes."""
+    until = time.monotonic() + STORAGE_PATIENCE_SECONDS
+    pause = 0.2
+    while True:
+        try:
+            return ask()
+        except StorageUnavailable as error:
+            if time.monotonic() > until:
+                raise
+            board.pin(board.status.model_copy(update={"message": f"waits for storage: {error}"}))
+        if stop.wait(pause):
+            raise Interrupted
+        pause = min(2 * pause, 5.0)
+
+
+def _spaces(channel: LearnerChannel, stop: threading.Event, board: Board) -> EnvironmentSpec:
+    """Waits for the first worker that has built the environment."""
+    while (found := channel.environment_spec()) is None:
+        board.beat()
+        if stop.wait(LOOK_FOR_WORKERS_SECONDS):
+            raise Interrupted
+    return found
+
+
+def _serve_until(stop: threading.Event, board: Board) -> None:
+    """A finished trainer goes on saying so until the operator has heard it and takes it away."""
+    while not stop.wait(1.0):
+        board.beat()
+
+
+def _lineage(settings: Settings, parent: str | None) -> Lineage:
+    config = settings.config
+    return Lineage(
+        namespace=config.namespace,
+        job=config.name,
+        uid=config.uid,
+        attempt=settings.attempt,
+        parent=f"sha256:{parent}" if parent else None,
+        config=f"sha256:{hashlib.sha256(config.model_dump_json(by_alias=True).encode()).hexdigest()}",
+        image=settings.image,
+        versions={"ratchet": __version__, "torch": version("torch"), "numpy": version("numpy")},
+    )
+
+
+def _end(path: str, code: int, message: str) -> int:
+    log.error(message, extra={"fields": {"exitCode": int(code)}})
+    try:
+        with open(path, "w") as file:
+            file.write(message[:LONGEST_MESSAGE])
+    except OSError as error:
+        log.warning("no termination message can be left: %s", error.strerror)
+    return int(code)
+
+
+if __name__ == "__main__":
+    main()

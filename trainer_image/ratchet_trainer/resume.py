@@ -1,0 +1,118 @@
+"""What an earlier trainer left in a checkpoint, and what a later one makes of it."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import load as load_torch
+from torch import Tensor
+
+from ratchet.api.v1alpha1 import TrainerStatus
+from ratchet.api.v1alpha1.trainingjob import CheckpointInfo, Checkpoints, Evaluations, Progress
+from ratchet.checkpoints import Loaded
+from ratchet.policies.spec import EnvironmentSpec
+from ratchet_trainer.intake import Intake
+from ratchet_trainer.stopping import Reason
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A checkpoint, read."""
+
+    name: str
+    epoch: int
+    digest: str
+    environment: EnvironmentSpec
+    tensors: dict[str, Tensor]
+    counts: dict[str, Any]
+    evaluations: Evaluations
+    next_evaluation: int
+    version: int
+    updates: int
+    active_seconds: float
+    finished: Reason | None
+    progress: Progress
+    checkpoints: Checkpoints
+
+    @classmethod
+    def read(cls, loaded: Loaded) -> "Resumed":
+        """Raises KeyError or ValueError where the content is not what `to_json` gave."""
+        manifest = loaded.stored.manifest
+        values: dict[str, Any] = json.loads(loaded.blobs["progress"])
+        if values["schema"] != SCHEMA:
+            raise ValueError(
+                f"checkpoint {manifest.name} has schema {values['schema']}, this trainer reads {SCHEMA}"
+            )
+        info = CheckpointInfo(
+            name=manifest.name,
+            uri=loaded.stored.uri,
+            digest=f"sha256:{loaded.stored.digest}",
+            steps=manifest.steps,
+            policy_version=manifest.version,
+            mean_return=manifest.mean_return,
+            time=manifest.time,
+        )
+        return cls(
+            name=f"manifests/{manifest.name}.json",
+            epoch=manifest.epoch,
+            digest=loaded.stored.digest,
+            environment=EnvironmentSpec.model_validate(values["environment"]),
+            tensors=load_torch(loaded.blobs["state"]),
+            counts=values["counts"],
+            evaluations=Evaluations.model_validate(values["evaluations"]),
+            next_evaluation=values["nextEvaluation"],
+            version=values["version"],
+            updates=values["updates"],
+            active_seconds=values["activeSeconds"],
+            finished=values["finished"],
+            progress=Progress.model_validate(values["progress"]),
+            checkpoints=Checkpoints(latest=info, best=info if manifest.mean_return is not None else None),
+        )
+
+    @staticmethod
+    def to_json(
+        *,
+        environment: EnvironmentSpec,
+        intake: Intake,
+        evaluations: Evaluations,
+        next_evaluation: int,
+        version: int,
+        updates: int,
+        active_seconds: float,
+        finished: Reason | None,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """The part of a checkpoint that is no tensor."""
+        return {
+            "schema": SCHEMA,
+            "environment": environment.model_dump(mode="json"),
+            "counts": intake.to_json(),
+            "evaluations": evaluations.to_wire(),
+            "nextEvaluation": next_evaluation,
+            "version": version,
+            "updates": updates,
+            "activeSeconds": active_seconds,
+            "finished": finished,
+            "progress": progress.to_wire(),
+        }
+
+    def intake(self, max_policy_lag: int) -> Intake:
+        """Counts and high-water marks to go on from."""
+        return Intake.from_json(max_policy_lag, self.counts)
+
+    def as_status(self, status: TrainerStatus) -> TrainerStatus:
+        """What a trainer shows that finds its job finished."""
+        return status.model_copy(
+            update={
+                "epoch": self.epoch,
+                "state": "Finished",
+                "finished_reason": self.finished,
+                "resumed_from": self.name,
+                "active_seconds": self.active_seconds,
+                "progress": self.progress,
+                "evaluation": self.evaluations,
+                "checkpoints": self.checkpoints,
+            }
+        )
