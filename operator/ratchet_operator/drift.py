@@ -61,7 +61,7 @@ def first_difference(wanted: Any, live: Any, path: str = "") -> str | None:
         return _list_difference(wanted, live, path)  # pyright: ignore[reportUnknownArgumentType]
     if wanted == live and type(wanted) is type(live):
         return None
-    if isinstance(wanted, int | float) and isinstance(live, int | float) and wanted == live:
+    if type(wanted) is float and type(live) is int and wanted == live:
         return None
     return f"{path}: {_short(live)} -> {_short(wanted)}"
 

@@ -61,7 +61,11 @@ def test_a_quantity_written_another_way_is_no_drift(cpu, memory):
         (("spec", "replicas"), 3, "spec.replicas: 3 -> 1"),
         (("spec", "containers", 0, "image"), "evil", "spec.containers[0].image: 'evil' -> 'i'"),
         (("spec", "containers", 0, "args"), ["--a"], "spec.containers[0].args: 1 items -> 2 items"),
-        (("spec", "containers", 0, "env"), [], "spec.containers[0].env[0]: None -> {'name': 'A', 'value': '1'}"),
+        (
+            ("spec", "containers", 0, "env"),
+            [],
+            "spec.containers[0].env[0]: None -> {'name': 'A', 'value': '1'}",
+        ),
         (("spec", "containers", 0, "resources", "requests", "cpu"), "1", "requests.cpu: '1' -> '250m'"),
         (("metadata", "labels"), {}, "metadata.labels.x: None -> '1'"),
     ],

@@ -3,13 +3,14 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from ratchet.api.v1alpha1.trainingjob import FailurePolicy, FailureRule, Gpu, OnExitCodes
 from ratchet_operator.ledger import Ledger, stamp
 from ratchet_operator.policies.device import choose_device
 from ratchet_operator.policies.failure import Termination, judge, terminations
 from ratchet_operator.policies.finished import seconds_to_live
 from ratchet_operator.policies.progress import seconds_until_due
 from ratchet_operator.policies.waiting import why_not_ready
+
+from ratchet.api.v1alpha1.trainingjob import FailurePolicy, FailureRule, Gpu, OnExitCodes
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 RESOURCE = "nvidia.com/gpu"
@@ -124,7 +125,11 @@ def test_an_end_with_success_or_by_deletion_is_no_failure():
             "Preempted",
         ),
         (
-            {"containerStatuses": container(0, state={"terminated": {"exitCode": 137, "reason": "OOMKilled"}})},
+            {
+                "containerStatuses": container(
+                    0, state={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+                )
+            },
             "OOMKilled",
         ),
     ],
@@ -137,7 +142,11 @@ def test_why_a_pod_ended(status, reason):
     ("status", "reason", "words"),
     [
         (
-            {"containerStatuses": container(0, state={"waiting": {"reason": "ErrImagePull", "message": "no such host"}})},
+            {
+                "containerStatuses": container(
+                    0, state={"waiting": {"reason": "ErrImagePull", "message": "no such host"}}
+                )
+            },
             "ImagePullBackOff",
             "registry/trainer:9 can't be pulled: no such host",
         ),
@@ -159,7 +168,10 @@ def test_why_a_pod_ended(status, reason):
         (
             {
                 "containerStatuses": container(
-                    0, state={"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s" not found'}}
+                    0,
+                    state={
+                        "waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s" not found'}
+                    },
                 )
             },
             "CreateContainerConfigError",
@@ -168,14 +180,22 @@ def test_why_a_pod_ended(status, reason):
         (
             {
                 "conditions": [
-                    {"type": "PodScheduled", "status": "False", "message": "0/1 nodes: 1 Insufficient nvidia.com/gpu."}
+                    {
+                        "type": "PodScheduled",
+                        "status": "False",
+                        "message": "0/1 nodes: 1 Insufficient nvidia.com/gpu.",
+                    }
                 ]
             },
             "InsufficientGPU",
             "Insufficient nvidia.com/gpu",
         ),
         (
-            {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes: 1 Insufficient cpu."}]},
+            {
+                "conditions": [
+                    {"type": "PodScheduled", "status": "False", "message": "0/1 nodes: 1 Insufficient cpu."}
+                ]
+            },
             "Unschedulable",
             "Insufficient cpu",
         ),

@@ -50,13 +50,19 @@ def step(wanted: Json, live: Json | None, owner_uid: str, owner_kind: str) -> Ch
 def difference(wanted: Json, live: Json) -> str | None:
     """Why the live child has to be applied again; None where it need not."""
     if annotations_of(wanted).get(WANTED_HASH) != annotations_of(live).get(WANTED_HASH):
-        return first_difference(wanted, live) or "something is no longer wanted"
+        return first_difference(_unstamped(wanted), live) or "something is no longer wanted"
     if wanted["kind"] == "Job":
         wanted = {
             **wanted,
             "spec": {key: value for key, value in wanted["spec"].items() if key != "template"},
         }
     return first_difference(wanted, live)
+
+
+def _unstamped(wanted: Json) -> Json:
+    """Without the hash, which differs whenever anything does and says nothing."""
+    annotations = {key: value for key, value in annotations_of(wanted).items() if key != WANTED_HASH}
+    return {**wanted, "metadata": {**meta(wanted), "annotations": annotations}}
 
 
 def removal(kind: Kind, live: Json, why: str) -> Delete:

@@ -1,0 +1,252 @@
+"""Builders: what each child says, and that every pod passes the restricted profile without a token."""
+
+import json
+
+import pytest
+from ratchet.api.v1alpha1 import RLTrainingJobSpec, RolloutPoolSpec, TrainingConfig
+from ratchet_operator.build.config import config_map
+from ratchet_operator.build.context import JobContext, PoolContext
+from ratchet_operator.build.network import network_policies
+from ratchet_operator.build.pool import REPLICAS_FROM, rollout_pool
+from ratchet_operator.build.redis import redis_deployment, redis_secret, redis_service
+from ratchet_operator.build.trainer import CONFIG_HASH, trainer_deployment, trainer_service
+from ratchet_operator.build.workers import worker_job
+from ratchet_operator.kinds import base_name, label_value
+from ratchet_operator.ledger import LEDGER_ANNOTATION, Ledger
+from ratchet_operator.settings import Installation
+
+SPEC = {
+    "environment": {"id": "CartPole-v1"},
+    "checkpoint": {"s3": {"bucket": "bucket", "secretRef": {"name": "s3"}}},
+    "stop": {"maxSteps": 1000},
+}
+
+
+def context(name: str = "job", **spec: object) -> JobContext:
+    parsed = RLTrainingJobSpec.model_validate({**SPEC, **spec})
+    return JobContext("team", name, "uid-1", parsed, Installation())
+
+
+def pool_context(job: JobContext | None = None, **spec: object) -> PoolContext:
+    parsed = RolloutPoolSpec.model_validate({"trainingJobRef": {"name": "job"}, **spec})
+    return PoolContext("job-rollouts", "uid-2", parsed, job or context())
+
+
+def container(obj: dict) -> dict:
+    (only,) = obj["spec"]["template"]["spec"]["containers"]
+    return only
+
+
+def environment(obj: dict) -> dict[str, str]:
+    return {item["name"]: item["value"] for item in container(obj)["env"]}
+
+
+ALL_PODS = {
+    "trainer": trainer_deployment(context(), 1, "CPU", "s", 1),
+    "redis": redis_deployment(context(), "s", 1),
+    "worker": worker_job(pool_context(), "s", 2, None),
+}
+
+
+@pytest.mark.parametrize("component", ALL_PODS)
+def test_every_pod_is_restricted_and_holds_no_token(component):
+    pod = ALL_PODS[component]["spec"]["template"]["spec"]
+    main = container(ALL_PODS[component])
+
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] >= 999
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert main["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert main["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    assert {"name": "tmp", "emptyDir": {}} in pod["volumes"]
+    assert {mount["name"] for mount in main["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_all_three_fit_a_small_node():
+    requests = [container(obj)["resources"]["requests"] for obj in ALL_PODS.values()]
+
+    assert [found["cpu"] for found in requests] == ["250m", "50m", "250m"]
+
+
+def test_every_child_is_owned_labelled_and_named_after_the_job():
+    job = context()
+    children = [
+        config_map(job, Ledger()), redis_deployment(job, "s", 1), redis_service(job),
+        trainer_deployment(job, 1, "CPU", "s", 1), trainer_service(job), rollout_pool(job, None),
+        *network_policies(job),
+    ]  # fmt: skip
+
+    for child in children:
+        metadata = child["metadata"]
+        assert metadata["name"].startswith("job-")
+        assert metadata["namespace"] == "team"
+        assert metadata["labels"]["ratchet.dev/job"] == "job"
+        assert metadata["labels"]["app.kubernetes.io/part-of"] == "ratchet"
+        (owner,) = metadata["ownerReferences"]
+        assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == ("uid-1", True, True)
+
+
+def test_the_configuration_is_what_the_trainer_parses_and_the_ledger_rides_along():
+    obj = config_map(context(), Ledger(attempt=3))
+
+    assert TrainingConfig.model_validate_json(obj["data"]["job.json"]).uid == "uid-1"
+    assert Ledger.model_validate_json(obj["metadata"]["annotations"][LEDGER_ANNOTATION]).attempt == 3
+
+
+def test_the_trainer_is_told_what_it_needs():
+    obj = trainer_deployment(context(), 4, "CPU", "s", 1)
+
+    assert environment(obj) == {
+        "RATCHET_ATTEMPT": "4",
+        "RATCHET_DEVICE": "CPU",
+        "RATCHET_CONFIG": "/etc/ratchet/job.json",
+        "RATCHET_REDIS_URL_FILE": "/var/run/ratchet/redis/REDIS_URL",
+        "RATCHET_S3_CREDENTIALS_DIR": "/var/run/ratchet/s3",
+    }
+    assert obj["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_without_an_s3_secret_nothing_is_mounted_or_named():
+    obj = trainer_deployment(context(checkpoint={"s3": {"bucket": "bucket"}}), 1, "CPU", "s", 1)
+
+    assert "RATCHET_S3_CREDENTIALS_DIR" not in environment(obj)
+    assert "s3" not in {volume["name"] for volume in obj["spec"]["template"]["spec"]["volumes"]}
+
+
+def test_a_gpu_is_asked_for_only_where_the_trainer_runs_on_one():
+    job = context(trainer={"gpu": {"count": 2}, "resources": {"limits": {"memory": "4Gi"}}})
+
+    on_gpu = container(trainer_deployment(job, 1, "GPU", "s", 1))["resources"]["limits"]
+    on_cpu = container(trainer_deployment(job, 1, "CPU", "s", 1))["resources"]["limits"]
+
+    assert on_gpu == {"memory": "4Gi", "nvidia.com/gpu": 2}
+    assert on_cpu == {"memory": "4Gi"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "rolls"),
+    [
+        ({"stop": {"maxSteps": 5}}, True),
+        ({"evaluation": {"episodes": 5}}, True),
+        ({"ttlSecondsAfterFinished": 5}, False),
+        ({"failurePolicy": {"backoffLimit": 9}}, False),
+    ],
+)
+def test_the_trainer_rolls_when_what_it_reads_changes(changed, rolls):
+    def config_hash(job: JobContext) -> str:
+        template = trainer_deployment(job, 1, "CPU", "s", 1)["spec"]["template"]
+        return template["metadata"]["annotations"][CONFIG_HASH]
+
+    assert (config_hash(context()) != config_hash(context(**changed))) is rolls
+
+
+def test_redis_refuses_when_full_keeps_nothing_and_is_as_large_as_asked():
+    obj = redis_deployment(context(experience={"managed": {"maxMemory": "2Gi"}}), "s", 1)
+    args = container(obj)["args"]
+    options = dict(zip(args[::2], args[1::2], strict=True))
+
+    assert options["--maxmemory"] == "2gb"
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert (options["--save"], options["--appendonly"]) == ("", "no")
+
+
+def test_the_acl_user_sees_only_the_keys_of_its_job():
+    obj = redis_secret("team", "job-redis", {}, {}, "uid-1", "pw")
+    default, job = obj["stringData"]["users.acl"].splitlines()
+
+    assert default.startswith("user default off")
+    assert "nopass" not in default
+    assert job.split()[:6] == ["user", "job", "on", ">pw", "~ratchet:uid-1:*", "&ratchet:uid-1:*"]
+    assert "-@admin" in job
+    assert "-@dangerous" in job
+    assert obj["stringData"]["REDIS_URL"] == "redis://job:pw@job-redis:6379/0"
+
+
+def test_an_external_redis_is_read_from_the_users_secret():
+    job = context(experience={"type": "External", "external": {"secretRef": {"name": "mine"}}})
+    volumes = trainer_deployment(job, 1, "CPU", "s", 1)["spec"]["template"]["spec"]["volumes"]
+
+    assert next(volume for volume in volumes if volume["name"] == "redis")["secret"]["secretName"] == "mine"
+
+
+def test_the_pool_follows_the_job_when_the_job_changes_and_the_scaler_otherwise():
+    job = context(rollouts={"replicas": 2, "minReplicas": 1, "maxReplicas": 8})
+    first = rollout_pool(job, None)
+    scaled = {**first, "spec": {**first["spec"], "replicas": 7}}
+    edited = context(rollouts={"replicas": 3, "minReplicas": 1, "maxReplicas": 8})
+
+    assert first["spec"]["replicas"] == 2
+    assert first["metadata"]["annotations"][REPLICAS_FROM] == "2"
+    assert rollout_pool(job, scaled)["spec"]["replicas"] == 7
+    assert rollout_pool(edited, scaled)["spec"]["replicas"] == 3
+
+
+def test_a_pool_is_a_valid_pool():
+    rollouts = {"resources": {"limits": {"cpu": "1"}}, "placement": {"nodeSelector": {"a": "b"}}}
+    pool = rollout_pool(context(rollouts=rollouts, environment={"id": "X-v0", "image": "mine:1"}), None)
+
+    spec = RolloutPoolSpec.model_validate(pool["spec"])
+
+    assert spec.image == "mine:1"
+    assert (spec.min_replicas, spec.max_replicas) == (1, 1)
+
+
+def test_the_worker_job_is_elastic_and_named_by_its_template():
+    two, nine = (worker_job(pool_context(), "s", size, None) for size in (2, 9))
+    other = worker_job(pool_context(image="mine:1"), "s", 2, None)
+
+    assert two["metadata"]["name"] == nine["metadata"]["name"] != other["metadata"]["name"]
+    assert nine["spec"]["completions"] == nine["spec"]["parallelism"] == 9
+    assert two["spec"]["completionMode"] == "Indexed"
+    assert two["spec"]["template"]["spec"]["restartPolicy"] == "OnFailure"
+    assert environment(two)["RATCHET_POOL"] == "job-rollouts"
+
+
+def test_no_workers_is_a_suspended_job_of_the_size_it_has():
+    live = worker_job(pool_context(), "s", 5, None)
+    none = worker_job(pool_context(), "s", 0, live)["spec"]
+
+    assert (none["suspend"], none["completions"], none["parallelism"]) == (True, 5, 5)
+
+
+def test_user_volumes_can_not_collide_with_ours():
+    volumes = [{"name": "tmp", "mountPath": "/data", "emptyDir": "1Gi"}]
+    obj = trainer_deployment(context(trainer={"volumes": volumes}), 1, "CPU", "s", 1)
+    names = [volume["name"] for volume in obj["spec"]["template"]["spec"]["volumes"]]
+
+    assert len(names) == len(set(names))
+    assert "user-tmp" in names
+
+
+@pytest.mark.parametrize("name", ["a" * 200, "with.dots", "1-begins-with-a-digit", "a" * 37 + "-" + "b" * 30])
+def test_children_of_any_job_have_names_that_fit(name):
+    job = context(name=name)
+    pool = PoolContext(job.pool_name, "u", pool_context().spec, job)
+    worker = worker_job(pool, "s", 10_000, None)["metadata"]["name"]
+
+    for child in (job.redis_name, job.trainer_name, job.pool_name, f"{worker}-9999"):
+        assert len(child) <= 63
+        assert child[0].isalpha()
+        assert "." not in child
+    assert len(label_value(name)) <= 63
+
+
+def test_short_names_stay_and_long_ones_stay_apart():
+    assert base_name("cartpole") == "cartpole"
+    assert base_name("a" * 60 + "1") != base_name("a" * 60 + "2")
+
+
+def test_network_policies_deny_by_default_and_name_no_secret():
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in network_policies(context())}
+
+    assert set(policies) == {"job-trainer", "job-rollouts", "job-redis"}
+    assert all(spec["policyTypes"] == ["Ingress", "Egress"] for spec in policies.values())
+    assert policies["job-redis"]["egress"] == []
+    assert policies["job-rollouts"]["ingress"] == []
+    assert "REDIS_URL" not in json.dumps(policies)

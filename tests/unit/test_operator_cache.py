@@ -1,0 +1,163 @@
+"""Caches and feed: nothing older replaces newer, nothing deleted lingers, and the right keys are told."""
+
+import asyncio
+import time
+
+from ratchet_operator.cache import Cache, Store
+from ratchet_operator.feed import Feed
+from ratchet_operator.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    JOB_LABEL,
+    NODE,
+    POD,
+    POOL_LABEL,
+    ROLLOUT_POOL,
+    TRAINING_JOB,
+)
+from ratchet_operator.workqueue import WorkQueue
+
+
+def obj(name: str, uid: str, version: int, owner: tuple[str, str] | None = None, **labels: str) -> dict:
+    owners = [{"kind": owner[0], "name": owner[1], "uid": "o", "controller": True}] if owner else []
+    return {
+        "metadata": {
+            "name": name, "namespace": "team", "uid": uid, "resourceVersion": str(version),
+            "labels": labels, "ownerReferences": owners, "managedFields": [{"much": "text"}],
+        }
+    }  # fmt: skip
+
+
+def test_an_older_version_is_no_news():
+    store = Store(DEPLOYMENT)
+    store.put(obj("a", "1", 10))
+
+    assert store.put(obj("a", "1", 9))[0] is False
+    assert store.put(obj("a", "1", 10))[0] is False
+    assert store.put(obj("a", "1", 11))[0] is True
+
+
+def test_a_deleted_object_does_not_come_back_by_a_late_answer():
+    store = Store(DEPLOYMENT)
+    store.put(obj("a", "1", 10))
+    store.remove("1")
+
+    assert store.put(obj("a", "1", 12))[0] is False
+    assert store.get("team", "a") is None
+
+
+def test_a_new_object_of_the_same_name_takes_the_name_and_keeps_it():
+    store = Store(DEPLOYMENT)
+    store.put(obj("a", "1", 10))
+    store.put(obj("a", "2", 20))
+    store.remove("1")
+
+    found = store.get("team", "a")
+    assert found is not None
+    assert found["metadata"]["uid"] == "2"
+
+
+def test_labels_that_change_move_the_object():
+    store = Store(POD)
+    store.put(obj("a", "1", 1, **{JOB_LABEL: "x"}))
+    store.put(obj("a", "1", 2, **{JOB_LABEL: "y"}))
+
+    assert store.labelled("team", JOB_LABEL, "x") == []
+    assert len(store.labelled("team", JOB_LABEL, "y")) == 1
+
+
+def test_managed_fields_are_not_kept():
+    store = Store(DEPLOYMENT)
+    store.put(obj("a", "1", 1))
+
+    found = store.get("team", "a")
+    assert found is not None
+    assert "managedFields" not in found["metadata"]
+
+
+def feed() -> tuple[Feed, Cache, WorkQueue]:
+    cache = Cache([TRAINING_JOB, ROLLOUT_POOL, POD, CONFIG_MAP, NODE, DEPLOYMENT])
+    queue = WorkQueue(time.monotonic)
+    return Feed(cache, queue), cache, queue
+
+
+def told(queue: WorkQueue) -> list[str]:
+    async def drain() -> list[str]:
+        found: list[str] = []
+        while queue.depth():
+            key = await queue.get()
+            queue.done(key)
+            found.append(f"{key.kind}/{key.name}")
+        return found
+
+    return asyncio.run(drain())
+
+
+def test_a_list_forgets_what_it_no_longer_has_and_only_that():
+    into, cache, queue = feed()
+    for name, version in (("stays", 1), ("goes", 2), ("newer-than-the-list", 99)):
+        into.seen(DEPLOYMENT, obj(name, name, version, owner=("RLTrainingJob", name)))
+    told(queue)
+
+    missed = into.relisted(DEPLOYMENT, [obj("stays", "stays", 1)], 50, ())
+
+    assert missed == 1
+    assert cache[DEPLOYMENT].get("team", "goes") is None
+    assert cache[DEPLOYMENT].get("team", "newer-than-the-list") is not None
+    assert told(queue) == ["RLTrainingJob/goes"]
+
+
+def test_a_list_of_one_namespace_says_nothing_of_another():
+    into, cache, _ = feed()
+    into.seen(DEPLOYMENT, obj("a", "1", 1))
+
+    into.relisted(DEPLOYMENT, [], 50, ("other",))
+
+    assert cache[DEPLOYMENT].get("team", "a") is not None
+
+
+def test_a_child_tells_its_owner_and_a_worker_pod_tells_job_and_pool():
+    into, _, queue = feed()
+    into.seen(DEPLOYMENT, obj("d", "1", 1, owner=("RLTrainingJob", "job")))
+    assert told(queue) == ["RLTrainingJob/job"]
+
+    into.seen(POD, obj("p", "2", 2, owner=("Job", "w"), **{JOB_LABEL: "job", POOL_LABEL: "pool"}))
+    assert told(queue) == ["RLTrainingJob/job", "RolloutPool/pool"]
+
+
+def test_a_status_of_the_job_does_not_wake_its_pools_and_an_edit_does():
+    into, _, queue = feed()
+    pool = obj("pool", "p", 1)
+    pool["spec"] = {"trainingJobRef": {"name": "job"}}
+    into.seen(ROLLOUT_POOL, pool)
+    job = obj("job", "j", 2)
+    job["metadata"]["generation"] = 1
+    into.seen(TRAINING_JOB, job)
+    told(queue)
+
+    status = obj("job", "j", 3)
+    status["metadata"]["generation"] = 1
+    into.seen(TRAINING_JOB, status)
+    assert told(queue) == ["RLTrainingJob/job"]
+
+    edit = obj("job", "j", 4)
+    edit["metadata"]["generation"] = 2
+    into.seen(TRAINING_JOB, edit)
+    assert told(queue) == ["RLTrainingJob/job", "RolloutPool/pool"]
+
+
+def test_nodes_matter_only_when_their_devices_change():
+    into, _, queue = feed()
+    job = obj("job", "j", 1)
+    job["spec"] = {"trainer": {"gpu": {"count": 1}}}
+    into.seen(TRAINING_JOB, job)
+    told(queue)
+    node = obj("n", "n", 2)
+    node["status"] = {"allocatable": {"cpu": "4", "nvidia.com/gpu": "1"}}
+    into.seen(NODE, node)
+    assert told(queue) == ["RLTrainingJob/job"]
+
+    heartbeat = obj("n", "n", 3)
+    heartbeat["status"] = node["status"]
+    into.seen(NODE, heartbeat)
+    assert told(queue) == []
