@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from ratchet.api.v1alpha1 import RLTrainingJobSpec, RolloutPoolSpec, TrainingConfig
 from ratchet_operator.build.config import config_map
 from ratchet_operator.build.context import JobContext, PoolContext
 from ratchet_operator.build.network import network_policies
@@ -14,6 +13,8 @@ from ratchet_operator.build.workers import worker_job
 from ratchet_operator.kinds import base_name, label_value
 from ratchet_operator.ledger import LEDGER_ANNOTATION, Ledger
 from ratchet_operator.settings import Installation
+
+from ratchet.api.v1alpha1 import RLTrainingJobSpec, RolloutPoolSpec, TrainingConfig
 
 SPEC = {
     "environment": {"id": "CartPole-v1"},

@@ -1,0 +1,336 @@
+"""The client, the executor and the Lease against a small API server over HTTP, which can also misbehave."""
+
+import asyncio
+import itertools
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from aiohttp import web
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+from ratchet_operator.apiserver import PARTIAL, ApiError, ApiServer, Bucket
+from ratchet_operator.cache import Cache
+from ratchet_operator.execute import Executor
+from ratchet_operator.kinds import CONFIG_MAP, DEPLOYMENT, LEASE, SECRET, SERVICE, TRAINING_JOB, Key, uid_of
+from ratchet_operator.leader import LEASE_NAME, Lock
+from ratchet_operator.observe import SecretSightings
+from ratchet_operator.plan import Apply, CreateRedisSecret, Delete, Occurrence, Plan
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+KEY = Key("RLTrainingJob", "team", "job")
+JOB = {"metadata": {"name": "job", "namespace": "team", "uid": "job-uid", "resourceVersion": "1"}}
+
+
+class FakeServer:
+    """Objects by path, a log of requests, and failures to order."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.log: list[tuple[str, str]] = []
+        self.accepted: list[str] = []
+        self.fail: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        self._numbers = itertools.count(1)
+
+    def answer(self, status: int, message: str, reason: str = "") -> web.Response:
+        return web.json_response({"kind": "Status", "message": message, "reason": reason}, status=status)
+
+    async def handle(self, request: web.Request) -> web.Response:
+        path = request.path
+        self.log.append((request.method, path))
+        self.accepted.append(request.headers.get("Accept", ""))
+        if self.fail.get((request.method, path)):
+            status, message = self.fail[request.method, path].pop(0)
+            return self.answer(status, message)
+        body = json.loads(await request.text()) if request.can_read_body else {}
+        if request.method == "GET":
+            return self._get(path)
+        if request.method == "DELETE":
+            return self._delete(path, body)
+        return self._write(request, path, body)
+
+    def _get(self, path: str) -> web.Response:
+        if path not in self.objects:
+            return self.answer(404, "not found", "NotFound")
+        return web.json_response(self.objects[path])
+
+    def _delete(self, path: str, body: dict[str, Any]) -> web.Response:
+        live = self.objects.get(path)
+        if live is None:
+            return self.answer(404, "not found", "NotFound")
+        if body["preconditions"]["uid"] != uid_of(live):
+            return self.answer(409, "uid", "Conflict")
+        del self.objects[path]
+        return web.json_response({"kind": "Status", "status": "Success"})
+
+    def _write(self, request: web.Request, path: str, body: dict[str, Any]) -> web.Response:
+        if request.method == "POST":
+            path = f"{path}/{body['metadata']['name']}"
+            if path in self.objects:
+                return self.answer(409, "already exists", "AlreadyExists")
+        live = self.objects.get(path.removesuffix("/status"))
+        wanted = body.get("metadata", {}).get("resourceVersion")
+        if wanted and live and wanted != live["metadata"]["resourceVersion"]:
+            return self.answer(409, "the object has been modified", "Conflict")
+        obj = {**(live or {}), **body}
+        metadata = {**(live or {}).get("metadata", {}), **body.get("metadata", {})}
+        metadata.setdefault("uid", f"uid-{next(self._numbers)}")
+        metadata["resourceVersion"] = str(next(self._numbers))
+        self.objects[path.removesuffix("/status")] = {**obj, "metadata": metadata}
+        return web.json_response(self.objects[path.removesuffix("/status")])
+
+
+def against(scenario: Callable[[FakeServer, ApiServer], Awaitable[None]]) -> None:
+    async def run() -> None:
+        fake = FakeServer()
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", fake.handle)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        configuration = Configuration()
+        configuration.host = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        loop = asyncio.get_running_loop()
+        try:
+            async with ApiServer(configuration, Bucket(1000, 1000, loop.time)) as api:
+                await scenario(fake, api)
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(run())
+
+
+def executor(api: ApiServer) -> tuple[Executor, Cache, SecretSightings]:
+    cache, sightings = Cache([TRAINING_JOB, DEPLOYMENT, SERVICE, CONFIG_MAP]), SecretSightings(api)
+    return Executor(api, cache, sightings, "operator-1"), cache, sightings
+
+
+def named(kind: Any, name: str) -> dict[str, Any]:
+    return {
+        "apiVersion": kind.api_version,
+        "kind": kind.kind,
+        "metadata": {"name": name, "namespace": "team"},
+    }
+
+
+SECRET_PLAN = CreateRedisSecret(
+    "team", "job-redis", "job-uid", "job-redis", {}, {"uid": "job-uid", "controller": True}
+)
+
+
+def test_what_was_applied_is_in_the_cache_at_once():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, cache, _ = executor(api)
+        plan = Plan(
+            apply=(
+                Apply(SERVICE, named(SERVICE, "s"), "absent"),
+                Apply(CONFIG_MAP, named(CONFIG_MAP, "c"), "absent"),
+            )
+        )
+
+        assert await execute.execute(KEY, JOB, plan, NOW) is None
+
+        assert cache[SERVICE].get("team", "s") is not None
+        assert fake.log[0][1].endswith("configmaps/c")
+
+    against(scenario)
+
+
+def test_a_refused_child_is_said_and_does_not_stop_the_others():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, cache, _ = executor(api)
+        fake.fail["PATCH", "/apis/apps/v1/namespaces/team/deployments/d"] = [(422, "memory: Invalid value")]
+        plan = Plan(
+            apply=(
+                Apply(DEPLOYMENT, named(DEPLOYMENT, "d"), "absent"),
+                Apply(SERVICE, named(SERVICE, "s"), "absent"),
+            ),
+            status={"attempt": 1},
+        )
+        fake.objects[TRAINING_JOB.path("team", "job")] = JOB
+
+        refused = await execute.execute(KEY, JOB, plan, NOW)
+
+        assert refused == "Deployment d: memory: Invalid value"
+        assert cache[SERVICE].get("team", "s") is not None
+        assert fake.objects[TRAINING_JOB.path("team", "job")]["status"] == {"attempt": 1}
+
+    against(scenario)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_in_trouble_is_an_error_to_be_tried_again(status):
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, _, _ = executor(api)
+        fake.fail["PATCH", SERVICE.path("team", "s")] = [(status, "later")]
+
+        with pytest.raises(ApiError) as raised:
+            await execute.execute(KEY, JOB, Plan(apply=(Apply(SERVICE, named(SERVICE, "s"), "absent"),)), NOW)
+
+        assert raised.value.status == status
+
+    against(scenario)
+
+
+def test_a_lost_race_for_the_ledger_teaches_the_cache_the_truth():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, cache, _ = executor(api)
+        newer = named(CONFIG_MAP, "c")
+        newer["metadata"] |= {"uid": "u", "resourceVersion": "7", "annotations": {"ledger": "newer"}}
+        fake.objects[CONFIG_MAP.path("team", "c")] = newer
+
+        with pytest.raises(ApiError):
+            await execute.execute(
+                KEY, JOB, Plan(apply=(Apply(CONFIG_MAP, named(CONFIG_MAP, "c"), "x", version="5"),)), NOW
+            )
+
+        known = cache[CONFIG_MAP].get("team", "c")
+        assert known is not None
+        assert known["metadata"]["annotations"] == {"ledger": "newer"}
+
+    against(scenario)
+
+
+def test_a_password_is_drawn_once_and_its_content_is_never_asked_for():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, _, sightings = executor(api)
+        await execute.execute(KEY, JOB, Plan(secrets=(SECRET_PLAN,)), NOW)
+        made = fake.objects[SECRET.path("team", "job-redis")]
+        made["metadata"]["ownerReferences"] = [{"uid": "job-uid", "controller": True}]
+        with pytest.raises(ApiError):
+            await execute.execute(KEY, JOB, Plan(secrets=(SECRET_PLAN,)), NOW)
+
+        uid = await sightings.uid("team", "job-redis", "job-uid", in_doubt=False)
+
+        assert uid == uid_of(made)
+        assert fake.objects[SECRET.path("team", "job-redis")] == made
+        password = made["stringData"]["REDIS_URL"].split(":")[2].partition("@")[0]
+        assert len(password) >= 24
+        secret_requests = [
+            accept for (_, path), accept in zip(fake.log, fake.accepted, strict=True) if "/secrets" in path
+        ]
+        assert set(secret_requests) == {PARTIAL}
+
+    against(scenario)
+
+
+def test_a_secret_of_another_owner_is_not_ours():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        _, _, sightings = executor(api)
+        fake.objects[SECRET.path("team", "s")] = named(SECRET, "s") | {
+            "metadata": {"uid": "1", "ownerReferences": [{"uid": "earlier-job", "controller": True}]}
+        }
+
+        assert await sightings.uid("team", "s", "job-uid", in_doubt=False) is None
+        assert await sightings.uid("team", "s", None, in_doubt=False) == "1"
+        assert await sightings.uid("team", "absent", None, in_doubt=False) is None
+
+    against(scenario)
+
+
+def test_what_is_deleted_is_forgotten_and_a_successor_is_left_alone():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, cache, _ = executor(api)
+        live = await api.apply(SERVICE, named(SERVICE, "s"))
+        cache[SERVICE].put(live)
+        await execute.execute(KEY, JOB, Plan(delete=(Delete(SERVICE, "team", "s", uid_of(live), "x"),)), NOW)
+        assert fake.objects == {}
+        assert cache[SERVICE].get("team", "s") is None
+
+        await api.apply(SERVICE, named(SERVICE, "s"))
+        await execute.execute(KEY, JOB, Plan(delete=(Delete(SERVICE, "team", "s", uid_of(live), "x"),)), NOW)
+        assert len(fake.objects) == 1
+
+    against(scenario)
+
+
+def test_an_event_is_told_once_however_often_the_step_is_repeated():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, _, _ = executor(api)
+        plan = Plan(occurrences=(Occurrence("Normal", "Started", "Training starts.", "Started"),))
+        await execute.execute(KEY, JOB, plan, NOW)
+        await execute.execute(KEY, JOB, plan, NOW)
+
+        (event,) = fake.objects.values()
+        assert event["involvedObject"]["uid"] == "job-uid"
+        assert event["reason"] == "Started"
+
+    against(scenario)
+
+
+def test_no_answer_is_an_api_error_too():
+    async def scenario() -> None:
+        configuration = Configuration()
+        configuration.host = "http://127.0.0.1:1"
+        async with ApiServer(configuration, Bucket(1, 1, asyncio.get_running_loop().time)) as api:
+            with pytest.raises(ApiError) as raised:
+                await api.get(SERVICE, "team", "s")
+            assert raised.value.status == 0
+
+    asyncio.run(scenario())
+
+
+def record(identity: str) -> LeaderElectionRecord:
+    return LeaderElectionRecord(identity, "15", "now", "now")
+
+
+def test_the_lease_is_taken_renewed_and_given_back():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        lock = Lock(api, "team", "one")
+        found, failure = await lock.get(LEASE_NAME, "team")
+        assert (found, json.loads(failure.body)["code"]) == (False, 404)
+        assert await lock.create(LEASE_NAME, "team", record("one"))
+        first = fake.objects[LEASE.path("team", LEASE_NAME)]["spec"]
+        await lock.get(LEASE_NAME, "team")
+        assert await lock.update(LEASE_NAME, "team", record("one"))
+        renewed = fake.objects[LEASE.path("team", LEASE_NAME)]["spec"]
+        assert renewed["acquireTime"] == first["acquireTime"]
+        assert renewed["renewTime"] >= first["renewTime"]
+
+        await lock.release()
+
+        assert fake.objects[LEASE.path("team", LEASE_NAME)]["spec"]["holderIdentity"] == ""
+        other = Lock(api, "team", "two")
+        found, held = await other.get(LEASE_NAME, "team")
+        assert found
+        assert held.holder_identity is None
+
+    against(scenario)
+
+
+def test_of_two_that_read_the_same_lease_one_gets_it():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        one, two = Lock(api, "team", "one"), Lock(api, "team", "two")
+        await one.create(LEASE_NAME, "team", record("nobody"))
+        await one.get(LEASE_NAME, "team")
+        await two.get(LEASE_NAME, "team")
+
+        assert await one.update(LEASE_NAME, "team", record("one"))
+        assert not await two.update(LEASE_NAME, "team", record("two"))
+
+    against(scenario)
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_lease_that_can_not_be_read_is_a_failure_and_not_an_exception(status):
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        fake.fail["GET", LEASE.path("team", LEASE_NAME)] = [(status, "no")]
+
+        found, failure = await Lock(api, "team", "one").get(LEASE_NAME, "team")
+
+        assert not found
+        assert failure.status == status
+
+    against(scenario)
+
+
+def test_the_bucket_lets_a_burst_through_and_then_keeps_the_rate():
+    now = [0.0]
+    bucket = Bucket(10, 3, lambda: now[0])
+
+    assert [bucket.reserve() for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.2])
+    now[0] = 10
+    assert bucket.reserve() == 0
