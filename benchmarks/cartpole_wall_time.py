@@ -72,7 +72,7 @@ def ratchet(manifest: Json) -> Json:
                     "wall": wall,
                     "first_step": first_step,
                     "steps": steps,
-                    "steps_per_second": steps / status["activeSeconds"],
+                    "steps_per_second": status["progress"]["stepsPerSecond"],
                     "mean_return": result["meanReturn"],
                 }
     finally:

@@ -49,8 +49,10 @@ class Watched:
         steps, mean = value(job, "status.progress.steps"), value(job, "status.progress.meanReturn")
         if steps is not None and mean is not None:
             # After a resume from a checkpoint, steps go back: so does the curve.
-            self.returns = [point for point in self.returns if point[0] < steps]
-            self.returns.append((float(steps), float(mean)))
+            curve = value(job, "status.progress.curve") or []
+            told = {float(point["steps"]): float(point["meanReturn"]) for point in curve}
+            known = {at: mean for at, mean in self.returns if at < steps} | told
+            self.returns = sorted((known | {float(steps): float(mean)}).items())
         latest = value(job, "status.evaluation.latest")
         if latest:
             point = (float(latest["steps"]), float(latest["meanReturn"]))

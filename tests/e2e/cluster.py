@@ -73,6 +73,13 @@ class Namespace:
         extra = ("--subresource", subresource) if subresource else ()
         self.kubectl("patch", kind, name, "--type", "merge", "-p", json.dumps(change), *extra)
 
+    def logs(self, pod: str, *options: str) -> str:
+        """What the pod has said so far; nothing where its container has not started."""
+        try:
+            return self.kubectl("logs", pod, *options)
+        except KubectlError:
+            return ""
+
     def children(self, job: str) -> dict[str, str]:
         """`kind/name` to UID of everything labelled as the job's."""
         kinds = "deployments,jobs,pods,services,configmaps,secrets,rolloutpools,networkpolicies"
@@ -88,12 +95,8 @@ class Namespace:
         ]
         for pod in self.list("pods"):
             name = pod["metadata"]["name"]
-            for previous in ("--previous=false", "--previous=true"):
-                try:
-                    log = self.kubectl("logs", name, previous, "--tail=40")
-                except KubectlError as absent:
-                    log = str(absent)
-                parts.append(f"--- {name} {previous}\n{log}")
+            parts += [f"--- {name}\n{self.logs(name, '--tail=40')}"]
+            parts += [f"--- {name}, before\n{self.logs(name, '--previous', '--tail=40')}"]
         return "\n".join(parts)
 
 

@@ -105,9 +105,13 @@ def cartpole() -> Json:
 
 @pytest.fixture
 def endless(cartpole: Json) -> Json:
-    """The same job, which goes on until a test has seen enough, with a checkpoint every other second."""
+    """A job that goes on until a test has seen enough, with a checkpoint every other second.
+
+    Every step of Pendulum counts (its vector form loses none to resets), so all fragments are of one size.
+    """
     job = json.loads(json.dumps(cartpole))
     job["metadata"]["name"] = "endless"
+    job["spec"]["environment"]["id"] = "Pendulum-v1"
     job["spec"]["stop"] = {"maxSteps": 1_000_000_000}
     job["spec"]["checkpoint"]["interval"] = "2s"
     return job

@@ -56,7 +56,6 @@ def test_the_cartpole_job_learns_and_succeeds(namespace: Namespace, cartpole: Js
     result = job["status"]["evaluation"]["latest"]
     assert result["episodes"] >= 100
     assert result["meanReturn"] >= LEARNED
-    assert_steps_are_the_accepted_fragments(job)
     best = job["status"]["checkpoints"]["best"]
     bucket, _, key = best["uri"].removeprefix("s3://").partition("/")
     manifest = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
@@ -84,7 +83,7 @@ def test_a_deleted_trainer_resumes_from_its_checkpoint(namespace: Namespace, end
         lambda: next(
             (
                 line
-                for line in namespace.kubectl("logs", after["metadata"]["name"]).splitlines()
+                for line in namespace.logs(after["metadata"]["name"]).splitlines()
                 if "resumed" in line.lower()
             ),
             None,

@@ -22,7 +22,7 @@ from ratchet_trainer.credit import Credit
 from ratchet_trainer.evaluating import PendingEvaluation, with_result
 from ratchet_trainer.intake import Intake
 from ratchet_trainer.metrics import Metrics
-from ratchet_trainer.rates import Rates
+from ratchet_trainer.rates import Curve, Rates
 from ratchet_trainer.resume import Resumed
 from ratchet_trainer.saving import Saver, Snapshot, Why
 from ratchet_trainer.settings import Settings
@@ -71,6 +71,7 @@ class Learner:
         self._credit = Credit(self._config.fragments_per_batch, lag)
         self._intake = Intake(lag)
         self._rates = Rates()
+        self._curve = Curve()
         self._evaluations = Evaluations()
         self._evaluation: PendingEvaluation | None = None
         self._next_evaluation = self._config.evaluation.every_steps
@@ -170,6 +171,8 @@ class Learner:
         self._updates += 1
         now = self._parts.clock()
         self._rates.note(now, self._intake.steps, now - begun)
+        if self._intake.mean_return is not None:
+            self._curve.add(self._intake.steps, self._intake.mean_return)
         return True
 
     def _publish(self) -> None:
@@ -299,6 +302,7 @@ class Learner:
         self._ppo.load_state_dict(resumed.tensors)
         self._intake = resumed.intake(self._config.max_policy_lag)
         self._evaluations = resumed.evaluations
+        self._curve = Curve(resumed.progress.curve)
         self._next_evaluation = resumed.next_evaluation
         self._version, self._updates = resumed.version, resumed.updates
         self._active_before = resumed.active_seconds
@@ -319,6 +323,7 @@ class Learner:
             fragments_duplicate=intake.duplicate,
             fragments_dropped=intake.dropped,
             learner_busy=self._rates.busy,
+            curve=self._curve.points,
         )
 
     def _pin(self, *, force: bool = False) -> None:

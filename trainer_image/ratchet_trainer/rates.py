@@ -1,6 +1,9 @@
-"""Rates over the last seconds, from counts and times that are passed in."""
+"""Rates over the last seconds and the curve over all of training, from counts and times that are passed in."""
 
 from collections import deque
+from collections.abc import Sequence
+
+from ratchet.api.v1alpha1.trainingjob import CURVE_POINTS, CurvePoint
 
 WINDOW_SECONDS = 10.0
 
@@ -34,4 +37,28 @@ class Rates:
             return None
         first, last = self._points[0], self._points[-1]
         span = last[0] - first[0]
-        return (last[index] - first[index]) / span if span > 0 else None
+        return round((last[index] - first[index]) / span, 3) if span > 0 else None
+
+
+class Curve:
+    """The return of training in at most `CURVE_POINTS` points, however long it takes.
+
+    Whenever it is full, every second point goes, and from then on points lie twice as far apart.
+    """
+
+    def __init__(self, points: Sequence[CurvePoint] = ()) -> None:
+        self._points = list(points)
+
+    def add(self, steps: int, mean_return: float) -> None:
+        """Takes the point if it lies as far from the last one as those before do."""
+        apart = self._points[1].steps - self._points[0].steps if len(self._points) > 1 else 0
+        if self._points and steps - self._points[-1].steps < apart:
+            return
+        self._points.append(CurvePoint(steps=steps, mean_return=round(mean_return, 3)))
+        if len(self._points) == CURVE_POINTS:
+            self._points = self._points[::2]
+
+    @property
+    def points(self) -> list[CurvePoint]:
+        """Oldest first."""
+        return list(self._points)

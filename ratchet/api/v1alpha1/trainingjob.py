@@ -215,6 +215,16 @@ class RLTrainingJobSpec(ApiModel):
         )
 
 
+CURVE_POINTS = 20
+
+
+class CurvePoint(ApiModel):
+    """One point of the return curve."""
+
+    steps: int
+    mean_return: float
+
+
 class Progress(ApiModel):
     """Where training stands; rates are over the last seconds, counts since the job began."""
 
@@ -232,6 +242,9 @@ class Progress(ApiModel):
     fragments_duplicate: int = 0
     fragments_dropped: int = 0
     learner_busy: float | None = Field(default=None, description="Fraction of time spent in updates.")
+    curve: Annotated[list[CurvePoint], Field(max_length=CURVE_POINTS)] = Field(
+        default=[], description="Return of training from the first update to now, thinned evenly."
+    )
 
 
 class EvaluationResult(ApiModel):
