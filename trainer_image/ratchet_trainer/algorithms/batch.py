@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ratchet.experience import CorruptFragment, Fragment
-from ratchet.policies import EnvironmentSpec, flatten_observation
+from ratchet.policies import EnvironmentSpec, SpaceSpec, flatten_observation
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -73,6 +73,20 @@ def check(fragment: Fragment, spec: EnvironmentSpec, steps: int) -> None:
             raise CorruptFragment(
                 f"column {name} is {column.dtype} {column.shape[2:]} instead of {space.dtype} {space.shape}"
             )
+    for name in ("observation", "final_observation", "last_observation"):
+        _check_values(name, columns[name], spec.observation, spec.observation.start)
+    # Actions are kept as a policy counts them, from 0.
+    _check_values("action", columns["action"], spec.action, 0)
+
+
+def _check_values(name: str, column: NDArray[Any], space: SpaceSpec, start: int | tuple[int, ...]) -> None:
+    """Refuses what would index past the end of a network's inputs or outputs."""
+    if space.kind == "Box":
+        return
+    counts = np.array(2 if space.kind == "MultiBinary" else space.nvec or space.n, np.int64)
+    element = column.reshape(-1, space.size).astype(np.int64) - start
+    if np.any((element < 0) | (element >= counts)):
+        raise CorruptFragment(f"column {name} holds values outside of its {space.kind} space")
 
 
 def join(fragments: Sequence[Fragment], spec: EnvironmentSpec) -> Batch:

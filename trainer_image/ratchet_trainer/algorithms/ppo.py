@@ -225,6 +225,10 @@ class PPO:
             observation = observation[self._to_device(np.flatnonzero(kept))]
         return observation, self._to_device(rows), explained_variance(value, target)
 
+    def log_probability(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Of actions (M, A) under the policy as it is now, (M,); observations as the network reads them."""
+        return self._distribution.evaluate(self._policy.forward(observation), action)
+
     def gradients(
         self, observation: Tensor, action: Tensor, samples: "Samples", clip: float, measures: bool
     ) -> list[Tensor]:
@@ -244,7 +248,7 @@ class PPO:
 
         """
         ppo, size = self._hyperparameters, len(observation)
-        log_probability = self._distribution.evaluate(self._policy.forward(observation), action)
+        log_probability = self.log_probability(observation, action)
         advantage = samples.advantage
         if ppo.normalize_advantages and size > 1:
             # Per minibatch [37, 7].
