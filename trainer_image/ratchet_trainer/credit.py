@@ -6,11 +6,18 @@ Pure: the clock and the length of the list in Redis are passed in.
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal
 
 from ratchet.experience import Ticket
 
+TicketKind = Literal["rollout", "evaluate"]
+
 SHORTEST_DEADLINE = 5.0
 DEADLINE_IN_FRAGMENTS = 5.0
+
+
+def _none_yet() -> dict[TicketKind, deque[float]]:
+    return {"rollout": deque(maxlen=64), "evaluate": deque(maxlen=64)}
 
 
 @dataclass
@@ -27,7 +34,7 @@ class Credit:
     max_policy_lag: int
     _next_id: int = 1
     _out: dict[int, tuple[Ticket, float]] = field(default_factory=dict[int, tuple[Ticket, float]])
-    _durations: deque[float] = field(default_factory=lambda: deque[float](maxlen=64))
+    _durations: dict[TicketKind, deque[float]] = field(default_factory=_none_yet)
 
     @property
     def wanted(self) -> int:
@@ -63,15 +70,16 @@ class Credit:
             for i in range(shards)
         ]  # fmt: skip
 
-    def answered(self, ticket: int, seconds: float | None) -> Ticket | None:
-        """Takes a ticket off the list; None for one that is not out (a late twin)."""
-        found = self._out.pop(ticket, None)
-        if seconds is not None:
-            self._durations.append(seconds)
-        return found[0] if found else None
+    def took(self, kind: TicketKind, seconds: float) -> None:
+        """What an answer took to make teaches how long to wait for others of its kind."""
+        self._durations[kind].append(seconds)
 
-    def overdue(self, waiting_in_redis: int, now: float) -> list[Ticket]:
-        """Replacements, under new ids, for tickets that were taken and not answered in time.
+    def answered(self, ticket: int) -> None:
+        """Takes a ticket off the list, if it is on it."""
+        self._out.pop(ticket, None)
+
+    def overdue(self, waiting_in_redis: int, now: float) -> list[tuple[Ticket, Ticket]]:
+        """Tickets that were taken and not answered in time, each with its replacement under a new id.
 
         Args:
             waiting_in_redis: tickets that no worker has taken yet. While there are any, all that are out may
@@ -82,18 +90,23 @@ class Credit:
         if waiting_in_redis:
             self._out = {i: (ticket, now) for i, (ticket, _) in self._out.items()}
             return []
-        late = [ticket for ticket, since in self._out.values() if now - since > self.deadline]
-        return [self._issue(self._out.pop(ticket.id)[0], now) for ticket in late]
+        late = self._late(now)
+        for ticket in late:
+            del self._out[ticket.id]
+        return [(ticket, self._issue(ticket, now)) for ticket in late]
 
-    @property
-    def deadline(self) -> float:
+    def any_late(self, now: float) -> bool:
+        """Whether it is worth asking Redis how many tickets wait."""
+        return bool(self._late(now))
+
+    def deadline(self, kind: TicketKind) -> float:
         """Seconds after which a taken ticket is taken for lost."""
-        typical = median(self._durations) if self._durations else 0.0
-        return max(SHORTEST_DEADLINE, DEADLINE_IN_FRAGMENTS * typical)
+        known = self._durations[kind]
+        return max(SHORTEST_DEADLINE, DEADLINE_IN_FRAGMENTS * median(known) if known else 0.0)
 
-    def earliest(self) -> float | None:
-        """When the oldest ticket was written."""
-        return min((since for _, since in self._out.values()), default=None)
+    def _late(self, now: float) -> list[Ticket]:
+        deadlines = {kind: self.deadline(kind) for kind in self._durations}
+        return [ticket for ticket, since in self._out.values() if now - since > deadlines[ticket.kind]]
 
     def _issue(self, ticket: Ticket, now: float) -> Ticket:
         numbered = ticket.model_copy(update={"id": self._next_id})

@@ -11,28 +11,38 @@ from ratchet.experience import Fragment, Ticket
 
 @dataclass
 class PendingEvaluation:
-    """Tickets of an evaluation that is under way, by id, and what came back."""
+    """An evaluation that is under way, and what came back.
+
+    Attributes:
+        tickets: ids that ask for each shard that has not come: its first ticket and every replacement.
+
+    """
 
     version: int
     steps: int
-    tickets: dict[int, Ticket]
+    tickets: list[set[int]]
     returns: list[float] = field(default_factory=list[float])
     lengths: list[int] = field(default_factory=list[int])
 
-    def replace(self, old: int, new: Ticket) -> None:
-        """A lost shard is asked for again under another id."""
-        del self.tickets[old]
-        self.tickets[new.id] = new
+    def replace(self, old: Ticket, new: Ticket) -> None:
+        """A shard is asked for again under another id; the first to answer is taken."""
+        for shard in self.tickets:
+            if old.id in shard:
+                shard.add(new.id)
 
-    def take(self, fragment: Fragment) -> bool:
-        """Takes in a shard; False for one that is not of this evaluation, or of another policy."""
+    def take(self, fragment: Fragment) -> set[int]:
+        """Takes in a shard; the ids of all tickets that asked for it.
+
+        None are returned for a shard that is there already, of another evaluation, or of another policy.
+        """
         header = fragment.header
-        if header.ticket not in self.tickets or header.version != self.version:
-            return False
-        del self.tickets[header.ticket]
+        found = next((shard for shard in self.tickets if header.ticket in shard), None)
+        if found is None or header.version != self.version:
+            return set()
+        self.tickets.remove(found)
         self.returns += fragment.columns["episode_return"].tolist()
         self.lengths += fragment.columns["episode_length"].tolist()
-        return True
+        return found
 
     @property
     def complete(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ratchet.api.v1alpha1 import PoolExperience
-from ratchet.experience import Entry, Fragment, HighWaterMarks
+from ratchet.experience import CorruptFragment, Fragment, HighWaterMarks
 
 RECENT_EPISODES = 100
 WINDOW_SECONDS = 10.0
@@ -49,45 +49,48 @@ class Intake:
     lengths: deque[int] = field(default_factory=lambda: deque[int](maxlen=RECENT_EPISODES))
     arrivals: deque[Arrival] = field(default_factory=deque[Arrival])
 
-    def offer(self, entry: Entry, version: int, now: float) -> Fragment | None:
+    def offer(self, outcome: Fragment | CorruptFragment, version: int, now: float) -> Fragment | None:
         """The fragment when it counts: a rollout goes into the batch, an evaluation to the caller.
 
         Args:
-            entry: from the stream; it is to be settled whatever comes of it.
+            outcome: of an entry of the stream, which is to be settled whatever comes of it.
             version: of the newest policy.
             now: monotonic seconds.
 
         """
-        fragment = entry.outcome
-        if not isinstance(fragment, Fragment):
+        if isinstance(outcome, CorruptFragment):
             self.dropped += 1
             return None
-        header = fragment.header
+        header = outcome.header
         if not self.marks.accept(header.incarnation, header.sequence):
             self.duplicate += 1
             return None
         if header.kind == "evaluation":
-            return fragment
+            return outcome
         if not 0 <= version - header.version <= self.max_policy_lag:
             self.dropped += 1
             return None
-        self.batch.append(fragment)
+        self.batch.append(outcome)
         self.arrivals.append(
             Arrival(now, header.pool, header.incarnation, header.n, header.seconds, header.waited)
         )
-        return fragment
+        return outcome
+
+    def discard_stale(self, version: int) -> None:
+        """Drops fragments in hand that have become too old; before tickets are counted, not after."""
+        fresh = [f for f in self.batch if version - f.header.version <= self.max_policy_lag]
+        self.dropped += len(self.batch) - len(fresh)
+        self.batch = fresh
 
     def take_batch(self, fragments: int, version: int) -> list[Fragment]:
         """Takes the oldest fragments for an update, and counts their steps: now the learner consumes them.
 
-        Fewer are returned, and none counted, where some have become too old meanwhile.
+        None is returned, and none counted, where there are too few.
         """
-        fresh = [f for f in self.batch if version - f.header.version <= self.max_policy_lag]
-        self.dropped += len(self.batch) - len(fresh)
-        self.batch = fresh
-        if len(fresh) < fragments:
+        self.discard_stale(version)
+        if len(self.batch) < fragments:
             return []
-        taken, self.batch = fresh[:fragments], fresh[fragments:]
+        taken, self.batch = self.batch[:fragments], self.batch[fragments:]
         for fragment in taken:
             self.accepted += 1
             self.steps += fragment.header.n
@@ -124,7 +127,7 @@ class Intake:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """What goes into a checkpoint. Fragments in hand do not: no update has used them, so they don't count."""
+        """What goes into a checkpoint. Fragments in hand do not count: no update has used them."""
         return {
             "marks": self.marks.to_json(),
             "steps": self.steps,

@@ -8,19 +8,21 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from ratchet.api.v1alpha1 import TrainerStatus, seconds
 from ratchet.api.v1alpha1.trainingjob import Evaluations, Progress
-from ratchet.experience import DataPlaneLost, Fragment, LearnerChannel
+from ratchet.experience import CorruptFragment, DataPlaneLost, Fragment, LearnerChannel
 from ratchet.policies.spec import EnvironmentSpec
 from ratchet.weights import encode
 from ratchet_trainer.algorithms.batch import check, join
-from ratchet_trainer.algorithms.ppo import PPO, Metrics as UpdateMetrics
+from ratchet_trainer.algorithms.ppo import PPO
+from ratchet_trainer.algorithms.ppo import Metrics as UpdateMetrics
 from ratchet_trainer.board import Board
 from ratchet_trainer.credit import Credit
 from ratchet_trainer.evaluating import PendingEvaluation, with_result
 from ratchet_trainer.intake import Intake
+from ratchet_trainer.interruption import Interrupted
 from ratchet_trainer.metrics import Metrics
 from ratchet_trainer.rates import Curve, Rates
 from ratchet_trainer.resume import Resumed
@@ -82,6 +84,8 @@ class Learner:
         self._last_update: UpdateMetrics | None = None
         self._policy_lag: float | None = None
         self._finished: Reason | None = None
+        self._shows_finished = False
+        self._tracked: tuple[int, int | None] | None = None
         if resumed is not None:
             self._restore(resumed)
         self._started: float | None = None
@@ -90,16 +94,32 @@ class Learner:
         self._pinned_at = float("-inf")
 
     def run(self) -> None:
-        """Trains until a stop rule holds or the process is asked to end; both leave a checkpoint.
+        """Trains until a stop rule holds or the process is asked to end; either way the last state is stored.
 
         Raises:
             Diverged, Fenced, RedisUnreachable, StorageDenied, Superseded: training can't go on here.
 
         """
-        self._hand_out_anew()
-        self._pin(force=True)
+        try:
+            self._train()
+        except Interrupted:
+            log.info("is asked to end while Redis does not answer")
+        if self._finished is not None:
+            return
+        self._parts.saver.wait()
+        if self._intake.steps > self._saved_steps or self._parts.saver.complaint:
+            self._save("shutdown")
+            self._parts.saver.wait()
+        log.info("ends as asked", extra={"fields": {"steps": self._intake.steps}})
+
+    def _train(self) -> None:
+        anew = True
         while not self._parts.interrupted():
             try:
+                if anew:
+                    self._hand_out_anew()
+                    self._pin(force=True)
+                    anew = False
                 if self._round():
                     return
             except DataPlaneLost as lost:
@@ -107,11 +127,7 @@ class Learner:
                     "Redis lost its data, which is written again", extra={"fields": {"lost": str(lost)}}
                 )
                 self._parts.channel.begin(self._parts.channel.epoch)
-                self._hand_out_anew()
-        if self._intake.steps > self._saved_steps:
-            self._save("shutdown")
-            self._parts.saver.wait()
-        log.info("ends as asked", extra={"fields": {"steps": self._intake.steps}})
+                anew = True
 
     def _round(self) -> bool:
         """Reads what has arrived and does what it allows; True when training has finished."""
@@ -144,20 +160,38 @@ class Learner:
         now = self._parts.clock()
         self._parts.board.beat()
         for entry in entries:
-            if isinstance(entry.outcome, Fragment):
-                header = entry.outcome.header
-                duration = header.seconds if header.kind == "rollout" else None
-                self._credit.answered(header.ticket, duration)
-            fragment = self._intake.offer(entry, self._version, now)
+            outcome = self._checked(entry.outcome)
+            fragment = self._intake.offer(outcome, self._version, now)
+            if isinstance(outcome, Fragment):
+                self._note_answer(outcome)
             if fragment is None:
-                log.info("an entry was refused", extra={"fields": {"entry": _sentence(entry.outcome)}})
+                log.info("an entry was refused", extra={"fields": {"entry": _sentence(outcome)}})
             elif self._started is None:
                 self._started = now
-            if fragment is not None and fragment.header.kind == "evaluation" and self._evaluation is not None:
-                self._evaluation.take(fragment)
         self._parts.channel.settle([entry.id for entry in entries])
         if entries:
             self._hand_out_rollouts()
+
+    def _checked(self, outcome: Fragment | CorruptFragment) -> Fragment | CorruptFragment:
+        """What is whole and yet not of this job is no better than what is damaged."""
+        if isinstance(outcome, Fragment) and outcome.header.kind == "rollout":
+            try:
+                check(outcome, self._environment, self._config.algorithm.ppo.rollout_steps)
+            except CorruptFragment as error:
+                return error
+        return outcome
+
+    def _note_answer(self, fragment: Fragment) -> None:
+        """A ticket is off the list once its answer is here, or that of a twin."""
+        header = fragment.header
+        if header.kind == "rollout":
+            self._credit.took("rollout", header.seconds)
+            self._credit.answered(header.ticket)
+            return
+        self._credit.took("evaluate", header.seconds)
+        if self._evaluation is not None:
+            for ticket in self._evaluation.take(fragment):
+                self._credit.answered(ticket)
 
     def _update(self) -> bool:
         batch = self._intake.take_batch(self._config.fragments_per_batch, self._version)
@@ -180,6 +214,7 @@ class Learner:
         self._parts.channel.publish(self._version, blob)
 
     def _hand_out_rollouts(self) -> None:
+        self._intake.discard_stale(self._version)
         if self._finished is None and self._reason_to_stop() is None:
             epoch = self._parts.channel.epoch
             tickets = self._credit.rollouts(
@@ -188,7 +223,7 @@ class Learner:
             self._parts.channel.issue(tickets)
 
     def _hand_out_anew(self) -> None:
-        """After a start, or after Redis was lost: policy and tickets, and the evaluation that was under way."""
+        """After a start, or after Redis was lost: the policy, an evaluation if it is due, and tickets."""
         self._credit.forget()
         self._evaluation = None
         self._publish()
@@ -198,19 +233,15 @@ class Learner:
 
     def _replace_lost_tickets(self) -> None:
         now = self._parts.clock()
-        oldest = self._credit.earliest()
-        if oldest is None or now - oldest <= self._credit.deadline:
+        if not self._credit.any_late(now):
             return
-        missing = {t.id: t for t in (self._evaluation.tickets.values() if self._evaluation else ())}
         replaced = self._credit.overdue(self._parts.channel.outstanding(), now)
-        for new in replaced:
-            old = next((i for i, t in missing.items() if _same_work(t, new)), None)
-            if self._evaluation is not None and new.kind == "evaluate" and old is not None:
+        if self._evaluation is not None:
+            for old, new in replaced:
                 self._evaluation.replace(old, new)
-                del missing[old]
         if replaced:
             log.info("tickets were lost with their workers", extra={"fields": {"tickets": len(replaced)}})
-            self._parts.channel.issue(replaced)
+            self._parts.channel.issue([new for _, new in replaced])
 
     def _begin_evaluation(self) -> None:
         """Until it is complete no update happens, so that what is judged is what is saved."""
@@ -220,7 +251,7 @@ class Learner:
             evaluation.episodes, evaluation.deterministic, seed, self._parts.channel.epoch, self._version,
             self._parts.clock(),
         )  # fmt: skip
-        self._evaluation = PendingEvaluation(self._version, self._intake.steps, {t.id: t for t in tickets})
+        self._evaluation = PendingEvaluation(self._version, self._intake.steps, [{t.id} for t in tickets])
         every = evaluation.every_steps
         self._next_evaluation = (self._intake.steps // every + 1) * every
         self._parts.channel.issue(tickets)
@@ -257,15 +288,27 @@ class Learner:
         )
 
     def _finish(self, reason: Reason) -> None:
+        """Says so only once the final checkpoint is stored: whoever hears it may end this process."""
         self._finished = reason
+        saver = self._parts.saver
         self._save("final")
+        saver.wait()
+        while saver.complaint:
+            self._pin(force=True)
+            if self._parts.interrupted():
+                return
+            log.warning("the final checkpoint is tried again")
+            self._save("final")
+            saver.wait()
+        self._shows_finished = True
         self._pin(force=True)
         log.info("finished", extra={"fields": {"reason": reason, "steps": self._intake.steps}})
 
     def _save(self, why: Why) -> None:
-        if why == "interval":
-            if self._parts.saver.busy or self._intake.steps == self._saved_steps:
-                return
+        if why == "interval" and (self._parts.saver.busy or self._intake.steps == self._saved_steps):
+            return
+        # What is stored by now goes into the snapshot.
+        self._parts.saver.wait()
         latest = self._evaluations.latest
         self._parts.saver.begin(
             Snapshot(
@@ -296,6 +339,7 @@ class Learner:
             active_seconds=self._active_seconds(),
             finished=self._finished,
             progress=self._progress(),
+            saved=self._parts.saver.saved,
         )
 
     def _restore(self, resumed: Resumed) -> None:
@@ -316,13 +360,13 @@ class Learner:
             episodes=intake.episodes,
             mean_return=intake.mean_return,
             mean_length=intake.mean_length,
-            steps_per_second=self._rates.steps_per_second,
+            steps_per_second=self._rates.steps_per_second(self._parts.clock()),
             policy_version=self._version,
             policy_lag=self._policy_lag,
             fragments_accepted=intake.accepted,
             fragments_duplicate=intake.duplicate,
             fragments_dropped=intake.dropped,
-            learner_busy=self._rates.busy,
+            learner_busy=self._rates.busy(self._parts.clock()),
             curve=self._curve.points,
         )
 
@@ -336,8 +380,8 @@ class Learner:
             uid=self._config.uid,
             attempt=parts.settings.attempt,
             epoch=parts.channel.epoch,
-            state="Finished" if self._finished else "Training" if self._started else "WaitingForWorkers",
-            finished_reason=self._finished,
+            state=self._state(),
+            finished_reason=self._finished if self._shows_finished else None,
             message=parts.saver.complaint,
             device=parts.settings.device,
             resumed_from=self._resumed_from,
@@ -348,27 +392,17 @@ class Learner:
             pools=self._intake.pools(now),
         )
         figures = parts.metrics.show(status, self._last_update)
-        for tracker in parts.trackers:
-            tracker.log(figures, self._intake.steps)
+        news = (self._updates, self._evaluated_version())
+        if news != self._tracked:
+            self._tracked = news
+            for tracker in parts.trackers:
+                tracker.log(figures, self._intake.steps)
         parts.board.pin(status)
 
-    def settle_final(self) -> None:
-        """Waits for the final checkpoint, and shows it.
-
-        Raises:
-            StorageDenied, Superseded: it can't be stored.
-
-        """
-        self._parts.saver.wait()
-        while self._parts.saver.complaint and not self._parts.interrupted():
-            log.warning("the final checkpoint is tried again")
-            self._save("final")
-            self._parts.saver.wait()
-        self._pin(force=True)
-
-
-def _same_work(old: Any, new: Any) -> bool:
-    return old.model_copy(update={"id": 0}) == new.model_copy(update={"id": 0})
+    def _state(self) -> Literal["WaitingForWorkers", "Training", "Finished"]:
+        if self._shows_finished:
+            return "Finished"
+        return "WaitingForWorkers" if self._started is None else "Training"
 
 
 def _sentence(outcome: object) -> str:

@@ -1,4 +1,4 @@
-"""`ratchet-trainer`: one trainer process, configured by a file and a few variables (`settings.read_settings`).
+"""`ratchet-trainer`: one trainer process, configured by a file and a few variables (see `settings`).
 
 What is slow at a start happens side by side: torch is imported on a thread of its own while Redis, S3 and the
 first worker are reached.
@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from types import FrameType
 from typing import Any, TypeVar
@@ -38,12 +39,14 @@ from ratchet.experience import (  # noqa: E402
     Fenced,
     InvalidRedisUrl,
     LearnerChannel,
+    Patience,
     RedisUnreachable,
     connect,
 )
 from ratchet.logs import write_to_stdout  # noqa: E402
 from ratchet.policies.spec import EnvironmentSpec  # noqa: E402
 from ratchet_trainer.board import Board  # noqa: E402
+from ratchet_trainer.interruption import Interrupted, pause  # noqa: E402
 from ratchet_trainer.metrics import Metrics  # noqa: E402
 from ratchet_trainer.settings import InvalidConfiguration, Settings, read_settings  # noqa: E402
 from ratchet_trainer.trackers import TensorBoard, Tracker, tracker  # noqa: E402
@@ -55,10 +58,6 @@ LONGEST_MESSAGE = 4096  # of what Kubernetes keeps
 STORAGE_PATIENCE_SECONDS = 120.0
 LOOK_FOR_WORKERS_SECONDS = 0.1
 T = TypeVar("T")
-
-
-class Interrupted(Exception):  # noqa: N818 - names what happened
-    """Asked to end before there was anything to save."""
 
 
 def main() -> None:
@@ -128,7 +127,8 @@ def _train(settings: Settings, environment: Mapping[str, str], stop: threading.E
             _serve_until(stop, board)
             return
 
-    channel = LearnerChannel(connect(ConnectionSettings.from_environment(environment)), config.key_prefix)
+    redis = connect(ConnectionSettings.from_environment(environment))
+    channel = LearnerChannel(redis, config.key_prefix, Patience(sleep=partial(pause, stop)))
     epoch = channel.begin(resumed.epoch if resumed else 0)
     log.info("began", extra={"fields": {"epoch": epoch, "attempt": settings.attempt}})
     board.pin(board.status.model_copy(update={"epoch": epoch, "state": "WaitingForWorkers"}))
@@ -146,9 +146,7 @@ def _train(settings: Settings, environment: Mapping[str, str], stop: threading.E
     parts = modules.learner.Parts(settings, channel, saver, board, metrics, trackers, stop.is_set)
     learner = modules.learner.Learner(parts, spaces, resumed)
     learner.run()
-    if not stop.is_set():
-        learner.settle_final()
-        _serve_until(stop, board)
+    _serve_until(stop, board)
 
 
 class _Heavy:
@@ -201,7 +199,7 @@ def _read(loaded: Loaded, modules: _Heavy) -> Any:
 def _patiently(ask: Callable[[], T], stop: threading.Event, board: Board) -> T:
     """Asks storage again while it does not answer, for two minutes."""
     until = time.monotonic() + STORAGE_PATIENCE_SECONDS
-    pause = 0.2
+    wait = 0.2
     while True:
         try:
             return ask()
@@ -209,17 +207,15 @@ def _patiently(ask: Callable[[], T], stop: threading.Event, board: Board) -> T:
             if time.monotonic() > until:
                 raise
             board.pin(board.status.model_copy(update={"message": f"waits for storage: {error}"}))
-        if stop.wait(pause):
-            raise Interrupted
-        pause = min(2 * pause, 5.0)
+        pause(stop, wait)
+        wait = min(2 * wait, 5.0)
 
 
 def _spaces(channel: LearnerChannel, stop: threading.Event, board: Board) -> EnvironmentSpec:
     """Waits for the first worker that has built the environment."""
     while (found := channel.environment_spec()) is None:
         board.beat()
-        if stop.wait(LOOK_FOR_WORKERS_SECONDS):
-            raise Interrupted
+        pause(stop, LOOK_FOR_WORKERS_SECONDS)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Rates over the last seconds and the curve over all of training, from counts and times that are passed in."""
+"""Rates over the last seconds, the curve over all of training; counts and times are passed in."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -22,21 +22,21 @@ class Rates:
         while now - self._points[0][0] > WINDOW_SECONDS and len(self._points) > 2:
             self._points.popleft()
 
-    @property
-    def steps_per_second(self) -> float | None:
+    def steps_per_second(self, now: float) -> float | None:
         """None before there are two points."""
-        return self._rate(1)
+        return self._rate(1, now)
 
-    @property
-    def busy(self) -> float | None:
+    def busy(self, now: float) -> float | None:
         """Between 0 and 1; None before there are two points."""
-        return self._rate(2)
+        return self._rate(2, now)
 
-    def _rate(self, index: int) -> float | None:
+    def _rate(self, index: int, now: float) -> float | None:
         if len(self._points) < 2:
             return None
         first, last = self._points[0], self._points[-1]
-        span = last[0] - first[0]
+        # Up to the last update while they come, up to now once they have stopped.
+        until = now if now - last[0] > WINDOW_SECONDS else last[0]
+        span = until - first[0]
         return round((last[index] - first[index]) / span, 3) if span > 0 else None
 
 

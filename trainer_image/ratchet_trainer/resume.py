@@ -8,10 +8,11 @@ from safetensors.torch import load as load_torch
 from torch import Tensor
 
 from ratchet.api.v1alpha1 import TrainerStatus
-from ratchet.api.v1alpha1.trainingjob import CheckpointInfo, Checkpoints, Evaluations, Progress
+from ratchet.api.v1alpha1.trainingjob import Checkpoints, Evaluations, Progress
 from ratchet.checkpoints import Loaded
 from ratchet.policies.spec import EnvironmentSpec
 from ratchet_trainer.intake import Intake
+from ratchet_trainer.saving import with_stored
 from ratchet_trainer.stopping import Reason
 
 SCHEMA = 1
@@ -45,15 +46,6 @@ class Resumed:
             raise ValueError(
                 f"checkpoint {manifest.name} has schema {values['schema']}, this trainer reads {SCHEMA}"
             )
-        info = CheckpointInfo(
-            name=manifest.name,
-            uri=loaded.stored.uri,
-            digest=f"sha256:{loaded.stored.digest}",
-            steps=manifest.steps,
-            policy_version=manifest.version,
-            mean_return=manifest.mean_return,
-            time=manifest.time,
-        )
         return cls(
             name=f"manifests/{manifest.name}.json",
             epoch=manifest.epoch,
@@ -68,7 +60,7 @@ class Resumed:
             active_seconds=values["activeSeconds"],
             finished=values["finished"],
             progress=Progress.model_validate(values["progress"]),
-            checkpoints=Checkpoints(latest=info, best=info if manifest.mean_return is not None else None),
+            checkpoints=with_stored(Checkpoints.model_validate(values["checkpoints"]), loaded.stored),
         )
 
     @staticmethod
@@ -83,6 +75,7 @@ class Resumed:
         active_seconds: float,
         finished: Reason | None,
         progress: Progress,
+        saved: Checkpoints,
     ) -> dict[str, Any]:
         """The part of a checkpoint that is no tensor."""
         return {
@@ -96,6 +89,7 @@ class Resumed:
             "activeSeconds": active_seconds,
             "finished": finished,
             "progress": progress.to_wire(),
+            "checkpoints": saved.to_wire(),
         }
 
     def intake(self, max_policy_lag: int) -> Intake:

@@ -124,7 +124,7 @@ class Saver:
             self._failure = error
         else:
             self._complaint = ""
-            self._saved = _with(self._saved, stored)
+            self._saved = with_stored(self._saved, stored)
             log.info(
                 "checkpoint stored",
                 extra={"fields": {"uri": stored.uri, "steps": snapshot.steps, "why": snapshot.why}},
@@ -167,7 +167,8 @@ class Saver:
             self._failure = error
 
 
-def _with(before: Checkpoints, stored: Stored) -> Checkpoints:
+def with_stored(before: Checkpoints, stored: Stored) -> Checkpoints:
+    """The newest and the best by evaluation, of two equal ones the newer."""
     manifest = stored.manifest
     info = CheckpointInfo(
         name=manifest.name,
