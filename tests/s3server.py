@@ -1,7 +1,7 @@
 """A real S3 server for a test: versitygw over a folder, on a free loopback port.
 
-The program is the one of the local cluster. Where it is not on PATH or in RATCHET_HOME, it is compiled once from its
-Go module.
+The program is the one of the local cluster. Where it is not on PATH or in RATCHET_HOME, it is compiled once
+from its Go module.
 """
 
 import os
@@ -72,7 +72,11 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = S3Server(f"http://127.0.0.1:{port}", f"key{secrets.token_hex(6)}", secrets.token_hex(16))
-    environment = {"PATH": os.environ["PATH"], "ROOT_ACCESS_KEY": server.access_key, "ROOT_SECRET_KEY": server.secret_key}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "ROOT_ACCESS_KEY": server.access_key,
+        "ROOT_SECRET_KEY": server.secret_key,
+    }
     log = (folder / "s3.log").open("w")
     process = subprocess.Popen(
         [versitygw(), "--port", f"127.0.0.1:{port}", "--iam-dir", str(iam), "posix", str(data)],

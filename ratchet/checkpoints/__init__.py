@@ -1,4 +1,4 @@
-"""Everything that is needed to go on exactly, in S3: content-addressed blobs, and a manifest that is written last."""
+"""Everything needed to go on exactly, in S3: blobs by their hash, and a manifest that is written last."""
 
 from ratchet.checkpoints.errors import CheckpointsUnreadable, StorageDenied, StorageUnavailable, Superseded
 from ratchet.checkpoints.manifest import Blob, Lineage, Manifest

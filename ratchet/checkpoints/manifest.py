@@ -66,7 +66,7 @@ class Manifest(_Model):
 
 
 def order(name: str) -> tuple[int, int, int] | None:
-    """(epoch, version, steps) of a manifest's name, the newest line of training last; None for what is no manifest."""
+    """(epoch, version, steps) of a manifest's name, newest line of training last; None for what is none."""
     found = _NAME.match(name)
     if found is None:
         return None

@@ -1,8 +1,8 @@
 """Reading and writing checkpoints. Layout and promises are in docs/data-plane.md.
 
-A checkpoint is written blobs first, manifest last, so a crash at any point leaves the one before. It is read newest
-first, each blob verified; what is broken is passed over and reported. Nothing is loaded but safetensors and JSON,
-by the caller; here everything is bytes.
+A checkpoint is written blobs first, manifest last, so a crash at any point leaves the one before. It is read
+newest first, each blob verified; what is broken is passed over and reported. Here everything is bytes; the
+caller loads nothing but safetensors and JSON.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ CREDENTIALS_FOLDER = "RATCHET_S3_CREDENTIALS_DIR"
 GARBAGE_AGE = timedelta(hours=1)
 DENIED = frozenset(
     {
-        "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed", "ExpiredToken", "Forbidden", "403",
-        "InvalidAccessKeyId", "InvalidBucketName", "InvalidToken", "NoSuchBucket", "PermanentRedirect",
-        "SignatureDoesNotMatch", "XMinioAdminNoSuchUser",
+        "403", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed", "ExpiredToken",
+        "Forbidden", "InvalidAccessKeyId", "InvalidBucketName", "InvalidToken", "NoSuchBucket",
+        "PermanentRedirect", "SignatureDoesNotMatch", "XMinioAdminNoSuchUser",
     }
 )  # fmt: skip
 _T = TypeVar("_T")
@@ -86,7 +86,8 @@ def connect(s3: S3) -> Any:
                 credentials[argument] = value
             elif needed:
                 raise StorageDenied(f"the Secret of checkpoint.s3.secretRef has no key {name}: add it")
-    make: Any = boto3.client  # pyright: ignore[reportUnknownMemberType]
+    library: Any = boto3
+    make = library.client
     return make(
         "s3",
         endpoint_url=s3.endpoint,
@@ -121,12 +122,6 @@ class CheckpointStore:
         self._client = client
         self._s3 = s3
         self._prefix = prefix
-
-    def check(self) -> None:
-        """Proves early that the bucket is there and may be listed."""
-        self._ask(
-            lambda: self._client.list_objects_v2(Bucket=self._s3.bucket, Prefix=self._prefix, MaxKeys=1)
-        )
 
     def names(self) -> list[str]:
         """Names of all manifests, oldest line of training first."""
@@ -184,7 +179,7 @@ class CheckpointStore:
         return None
 
     def retain(self, last: int, best: int, now: datetime) -> list[str]:
-        """Deletes manifests but the `last` newest and the `best` by mean return, and blobs that none then names.
+        """Deletes all but the `last` newest and the `best` by mean return, and blobs that none then names.
 
         Returns:
             Names of the manifests that were deleted.
@@ -195,9 +190,10 @@ class CheckpointStore:
         scored = [
             (m.manifest.mean_return, name) for name, m in stored.items() if m.manifest.mean_return is not None
         ]
-        keep = {*names[-last:], *(name for _, name in sorted(scored, reverse=True)[:best])}
-        # What can't be read now is not deleted: it may be readable later.
-        gone = [name for name in names if name not in keep and name in stored]
+        # What can't be read is neither deleted, for a later release may read it, nor counted as kept.
+        readable = [name for name in names if name in stored]
+        keep = {*readable[-last:], *(name for _, name in sorted(scored, reverse=True)[:best])}
+        gone = [name for name in readable if name not in keep]
         if not gone:
             return []
         self._delete(f"{self._prefix}/manifests/{name}.json" for name in gone)

@@ -20,13 +20,14 @@ class TensorBoard:
     """Event files in a folder of their own; `files` hands them to the checkpoint writer for upload."""
 
     def __init__(self, run: str) -> None:
-        # The writer reaches for TensorFlow where that is installed; its own event writer is all that is needed.
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        # Its own event writer is all that is needed; the usual one reaches for TensorFlow.
+        from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._event: Any = Event
-        self._summary: Any = Summary
+        events: Any = event_pb2
+        summaries: Any = summary_pb2
+        self._event = events.Event
+        self._summary = summaries.Summary
         self._folder = Path(tempfile.mkdtemp(prefix="tensorboard-"))
         self._run = run
         self._writer: Any = EventFileWriter(str(self._folder))
@@ -96,5 +97,6 @@ def tracker(name: str | None, config: TrainingConfig) -> Tracker | None:
         return kinds[name](config)
     except ImportError as error:
         raise InvalidConfiguration(
-            f"RATCHET_TRACKER is {name!r}, and its package is not in this image: install ratchet-trainer[{name}]"
+            f"RATCHET_TRACKER is {name!r}, and its package is not in this image: "
+            f"install ratchet-trainer[{name}]"
         ) from error

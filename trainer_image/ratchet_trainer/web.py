@@ -15,7 +15,7 @@ def serve(board: Board, registry: CollectorRegistry, port: int) -> ThreadingHTTP
     class Answers(BaseHTTPRequestHandler):
         """Four small pages."""
 
-        def do_GET(self) -> None:  # noqa: N802 - the library's name
+        def do_GET(self) -> None:
             match self.path.partition("?")[0]:
                 case "/status":
                     body = board.status.model_dump_json(by_alias=True, exclude_none=True).encode()
