@@ -358,6 +358,8 @@ def _refuse_nonfinite(batch: Batch) -> None:
     columns = (
         ("reward", batch.reward),
         ("observation", batch.observation),
+        ("final_observation", batch.final_observation),
+        ("last_observation", batch.last_observation),
         ("log_probability", batch.log_probability),
     )
     for name, column in columns:
