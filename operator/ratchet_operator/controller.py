@@ -101,7 +101,8 @@ class Controller:
             except ApiError as error:
                 wait = self.queue.failed(key)
                 ERRORS.labels(f"step {key.kind} {error.status}").inc()
-                level = logging.INFO if error.status in (404, 409) else logging.WARNING
+                expected = error.status in (404, 409) or "being terminated" in error.message
+                level = logging.INFO if expected else logging.WARNING
                 log.log(level, "step failed", extra={"key": str(key), "error": str(error), "retry_in": wait})
             except Exception:
                 wait = self.queue.failed(key)

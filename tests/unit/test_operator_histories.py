@@ -261,7 +261,7 @@ class World:
             if self.writes == before:
                 return rounds
         raise AssertionError(
-            f"still writing: {[self.plan(k, o, self.now) for k in (TRAINING_JOB, ROLLOUT_POOL) for o in self.all(k)]}"
+            f"still writing: {[self.plan(TRAINING_JOB, job, self.now) for job in self.all(TRAINING_JOB)]}"
         )
 
 
@@ -340,7 +340,7 @@ def scale_pool(world: World, choice: int) -> None:
 
 def delete_child(world: World, choice: int) -> None:
     children = [obj for obj in world.objects.values() if obj["kind"] != "RLTrainingJob"]
-    # A forged end, and the only other thing that could contradict it lost in the same moment, can't be told from an end.
+    # A forged end can't be told from an end when the last child that contradicts it goes in the same moment.
     if len(children) > 1:
         victim = children[choice % len(children)]
         world.delete(victim["kind"], name_of(victim))
@@ -415,8 +415,9 @@ def operate_on_stale_view(world: World, choice: int) -> None:
 
 
 HAPPENINGS = [
-    fail_trainer, toggle_suspend, edit_stop, edit_replicas, scale_pool, delete_child, delete_secret, drift, wipe_status,
-    forge_status, complete_worker, progress, operate, turn, crash, operate_on_stale_view, operate, turn,
+    fail_trainer, toggle_suspend, edit_stop, edit_replicas, scale_pool, delete_child, delete_secret,
+    drift, wipe_status, forge_status, complete_worker, progress, operate, turn, crash,
+    operate_on_stale_view, operate, turn,
 ]  # fmt: skip
 HISTORIES = st.lists(st.tuples(st.sampled_from(HAPPENINGS), st.integers(0, 30)), max_size=25)
 
@@ -609,3 +610,68 @@ def test_a_job_deleted_by_its_ttl_goes_when_the_clock_says_so():
     world.operate()
 
     assert world.objects == {}
+
+
+def test_an_ignored_failure_is_recorded_once_and_starts_no_attempt():
+    world = new_world()
+    world.settle()
+
+    fail_trainer(world, 3)
+    world.settle()
+
+    status = status_of(world.get(TRAINING_JOB, "job"))
+    assert [failure["action"] for failure in status["failures"]] == ["Ignore"]
+    assert status["attempt"] == 1
+
+
+def test_a_worker_that_ended_as_if_done_is_started_again_with_a_new_job():
+    world = new_world()
+    world.settle()
+    before = uid_of(world.all(WORKER_JOB)[0])
+
+    complete_worker(world, 0)
+    world.settle()
+
+    (after,) = world.all(WORKER_JOB)
+    assert uid_of(after) != before
+
+
+def test_what_a_stale_view_would_forget_is_kept():
+    world = new_world()
+    world.settle()
+    stale = copy.deepcopy(world)
+    fail_trainer(world, 0)
+    world.operate()
+    toggle_suspend(stale, 1)
+
+    world.operate(seen=stale)
+    world.settle()
+
+    assert status_of(world.get(TRAINING_JOB, "job"))["attempt"] == 2
+
+
+def test_a_scaled_pool_stays_as_it_was_scaled():
+    world = new_world()
+    world.settle()
+
+    scale_pool(world, 3)
+    world.settle()
+
+    assert spec_of(world.all(WORKER_JOB)[0])["parallelism"] == 3
+
+
+def test_a_worker_that_says_the_job_can_not_work_fails_it_in_its_own_words():
+    world = new_world()
+    world.settle()
+    for pod in world.all(POD):
+        if name_of(pod).startswith("job-rollouts"):
+            seen = pod["status"]["containerStatuses"][0]
+            seen["state"] = {
+                "terminated": {"exitCode": 10, "message": "unknown environment X-v0: write another id"}
+            }
+
+    world.operate()
+
+    failed = next(c for c in status_of(world.get(TRAINING_JOB, "job"))["conditions"] if c["type"] == "Failed")
+    assert failed["reason"] == "ConfigurationError"
+    assert failed["message"] == "unknown environment X-v0: write another id"
