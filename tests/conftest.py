@@ -1,5 +1,17 @@
 """Fixtures that more than one folder of tests uses."""
 
-from redisserver import redis, redis_server
+from collections.abc import Iterator
 
-__all__ = ["redis", "redis_server"]
+import pytest
+from redisserver import redis, redis_server
+from s3server import S3Server, s3_server
+
+__all__ = ["redis", "redis_server", "s3"]
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for the whole run, with the bucket `ratchet`; each test takes a prefix of its own."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "server") as server:
+        server.client().create_bucket(Bucket="ratchet")
+        yield server
