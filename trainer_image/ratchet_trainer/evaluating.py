@@ -56,9 +56,9 @@ class PendingEvaluation:
             steps=self.steps,
             policy_version=self.version,
             episodes=len(returns),
-            mean_return=float(returns.mean()),
-            std_return=float(returns.std()),
-            mean_length=float(np.mean(self.lengths)),
+            mean_return=round(float(returns.mean()), 3),
+            std_return=round(float(returns.std()), 3),
+            mean_length=round(float(np.mean(self.lengths)), 3),
             time=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
 

@@ -102,12 +102,12 @@ class Intake:
     @property
     def mean_return(self) -> float | None:
         """Over the newest training episodes."""
-        return float(np.mean(self.returns)) if self.returns else None
+        return round(float(np.mean(self.returns)), 3) if self.returns else None
 
     @property
     def mean_length(self) -> float | None:
         """Over the newest training episodes."""
-        return float(np.mean(self.lengths)) if self.lengths else None
+        return round(float(np.mean(self.lengths)), 3) if self.lengths else None
 
     def pools(self, now: float) -> dict[str, PoolExperience]:
         """Rates of each pool over the last seconds."""
