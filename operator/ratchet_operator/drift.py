@@ -4,11 +4,10 @@ What others add (defaults, a sidecar, an annotation) is theirs. What we ourselve
 want is seen by the hash of the wanted object that each child carries.
 """
 
-import copy
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from ratchet_operator.kinds import Json, digest
+from ratchet_operator.kinds import Json, digest, sub
 
 WANTED_HASH = "ratchet.dev/wanted"
 
@@ -40,15 +39,19 @@ def stamped(obj: Json, ignoring: tuple[tuple[str, ...], ...] = ()) -> Json:
         ignoring: paths that are left out of the hash, since they follow what is live.
 
     """
-    base = copy.deepcopy(obj)
+    base = obj
     for path in ignoring:
-        parent = base
-        for part in path[:-1]:
-            parent = parent.get(part, {})
-        parent.pop(path[-1], None)
-    stamped_obj = copy.deepcopy(obj)
-    stamped_obj["metadata"].setdefault("annotations", {})[WANTED_HASH] = digest(base, 12)
-    return stamped_obj
+        base = _without(base, path)
+    annotations = {**sub(obj, "metadata", "annotations"), WANTED_HASH: digest(base, 12)}
+    return {**obj, "metadata": {**obj["metadata"], "annotations": annotations}}
+
+
+def _without(obj: Json, path: tuple[str, ...]) -> Json:
+    """A copy that lacks one field; what is beside the path is shared."""
+    first, *rest = path
+    if not rest:
+        return {key: value for key, value in obj.items() if key != first}
+    return {**obj, first: _without(sub(obj, first), tuple(rest))}
 
 
 def first_difference(wanted: Any, live: Any, path: str = "") -> str | None:
