@@ -1,3 +1,3 @@
-"""What every process of Ratchet shares: the API, the data plane, checkpoints, policies, client and command."""
+"""What every process of Ratchet shares: API, data plane, checkpoints, policies, client and command."""
 
 __version__ = "0.1.0"

@@ -27,19 +27,22 @@ from ratchet.experience import (  # noqa: E402
     WorkerChannel,
     connect,
 )
+from ratchet.logs import write_json_lines  # noqa: E402
 from ratchet_rollout.errors import ConfigError, Interrupted  # noqa: E402
-from ratchet_rollout.log import write_to_stdout  # noqa: E402
 from ratchet_rollout.worker import Identity, Shutdown, Worker  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
+# 128 + SIGTERM, as if the signal had not been caught: an Indexed Job takes 0 for work that is done, and
+# would never start this index again.
+ASKED_TO_END = 143
 # What Kubernetes keeps of a termination message.
 LONGEST_MESSAGE = 4096
 
 
 def main() -> None:
-    """Runs one worker and exits with a code of `ExitCode`, or 0 when asked to end."""
-    write_to_stdout()
+    """Runs one worker and exits with a code of `ExitCode`, or 143 when asked to end."""
+    write_json_lines()
     shutdown = Shutdown()
 
     def end(_signal: int, _frame: FrameType | None) -> None:
@@ -63,7 +66,7 @@ def run(environment: Mapping[str, str], shutdown: Shutdown) -> int:
     except Exception as error:
         logger.exception("failed")
         return _end(environment, 1, f"{type(error).__name__}: {error}")
-    return 0
+    return ASKED_TO_END
 
 
 def _work(environment: Mapping[str, str], shutdown: Shutdown) -> None:

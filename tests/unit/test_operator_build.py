@@ -72,7 +72,7 @@ def test_every_pod_is_restricted_and_holds_no_token(component):
 def test_all_three_fit_a_small_node():
     requests = [container(obj)["resources"]["requests"] for obj in ALL_PODS.values()]
 
-    assert [found["cpu"] for found in requests] == ["250m", "50m", "250m"]
+    assert [found["cpu"] for found in requests] == ["200m", "25m", "150m"]
 
 
 def test_every_child_is_owned_labelled_and_named_after_the_job():

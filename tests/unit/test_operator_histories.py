@@ -287,8 +287,8 @@ def _as_server_keeps_it(obj: Any) -> Any:
         pod["dnsPolicy"] = "ClusterFirst"
         for container in pod["containers"]:
             requests = container["resources"].get("requests", {})
-            if requests.get("cpu") and quantity(requests["cpu"]) == quantity("250m"):
-                requests["cpu"] = "0.25"
+            if requests.get("cpu") and quantity(requests["cpu"]) == quantity("200m"):
+                requests["cpu"] = "0.2"
     return obj
 
 

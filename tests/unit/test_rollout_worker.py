@@ -344,7 +344,7 @@ def test_the_program_works_and_ends_on_sigterm_with_json_lines(
     [entry] = entries
     assert isinstance(entry.outcome, Fragment)
     assert entry.outcome.header.worker == "pool/4"
-    assert process.returncode == 0
+    assert process.returncode == 143
     lines = [json.loads(line) for line in output.splitlines()]
     assert [line["message"] for line in lines] == ["started", "ended as asked"]
     assert lines[0]["worker"] == "pool/4"

@@ -43,7 +43,7 @@ from ratchet.experience import (  # noqa: E402
     RedisUnreachable,
     connect,
 )
-from ratchet.logs import write_to_stdout  # noqa: E402
+from ratchet.logs import write_json_lines  # noqa: E402
 from ratchet.policies.spec import EnvironmentSpec  # noqa: E402
 from ratchet_trainer.board import Board  # noqa: E402
 from ratchet_trainer.interruption import Interrupted, pause  # noqa: E402
@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 def main() -> None:
     """Runs one trainer and exits with a code of `ExitCode`, or 0 when asked to end."""
-    write_to_stdout()
+    write_json_lines()
     stop = threading.Event()
 
     def end(_signal: int, _frame: FrameType | None) -> None:
@@ -121,9 +121,9 @@ def _train(settings: Settings, environment: Mapping[str, str], stop: threading.E
     resumed = None
     if loaded is not None:
         resumed = _read(loaded, heavy())
+        board.pin(resumed.as_status(board.status))
         if resumed.finished is not None:
             log.info("the job has finished already", extra={"fields": {"checkpoint": resumed.name}})
-            board.pin(resumed.as_status(board.status))
             _serve_until(stop, board)
             return
 

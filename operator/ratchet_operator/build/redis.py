@@ -53,7 +53,7 @@ def redis_deployment(context: JobContext, secret_uid: str, replicas: int) -> Jso
         ports=[{"name": "redis", "containerPort": PORT, "protocol": "TCP"}],
         readinessProbe={"tcpSocket": {"port": "redis"}, "periodSeconds": 2, "failureThreshold": 3},
         livenessProbe={"tcpSocket": {"port": "redis"}, "initialDelaySeconds": 30, "periodSeconds": 20},
-        resources=resources(managed.resources if managed is not None else None, "50m", "64Mi"),
+        resources=resources(managed.resources if managed is not None else None, "25m", "64Mi"),
     )
     obj = context.child(DEPLOYMENT, context.redis_name, "redis")
     obj["spec"] = {

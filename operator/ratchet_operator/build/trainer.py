@@ -83,7 +83,7 @@ def trainer_deployment(
             "timeoutSeconds": 10,
             "failureThreshold": 6,
         },
-        resources=resources(trainer.resources, "250m", "512Mi", gpus),
+        resources=resources(trainer.resources, "200m", "512Mi", gpus),
     )
     labels = context.labels(CONTAINER)
     obj = context.child(DEPLOYMENT, context.trainer_name, CONTAINER)

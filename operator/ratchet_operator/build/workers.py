@@ -20,7 +20,7 @@ def worker_template(context: PoolContext, secret_uid: str) -> Json:
         installation.image_pull_policy,
         mounts,
         env=environment({"RATCHET_POOL": context.name, **shared_environment()}),
-        resources=resources(spec.resources, "250m", "256Mi"),
+        resources=resources(spec.resources, "150m", "256Mi"),
     )
     return {
         "metadata": {"labels": context.labels, "annotations": {SECRET_UID_ANNOTATION: secret_uid}},
