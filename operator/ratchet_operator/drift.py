@@ -18,6 +18,8 @@ _SUFFIXES = {
     "Ti": Decimal(2**40), "Pi": Decimal(2**50), "Ei": Decimal(2**60),
 }  # fmt: skip
 _QUANTITIES = frozenset({"requests", "limits"})
+# Maps that the API server replaces as a whole: one label more selects other pods, or none.
+_ATOMIC = frozenset({"selector", "nodeSelector", "matchLabels"})
 _MERGE_KEYS = ("uid", "mountPath", "name", "containerPort", "port", "key", "path")
 
 
@@ -80,6 +82,10 @@ def _dict_difference(wanted: Json, live: Any, path: str) -> str | None:
         at = f"{path}.{key}" if path else key
         if quantities or key == "sizeLimit":
             if key not in values or quantity(value) != quantity(values[key]):
+                return f"{at}: {_short(values.get(key))} -> {_short(value)}"
+            continue
+        if key in _ATOMIC and value:
+            if value != values.get(key):
                 return f"{at}: {_short(values.get(key))} -> {_short(value)}"
             continue
         found = first_difference(value, values.get(key), at)

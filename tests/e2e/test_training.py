@@ -119,7 +119,7 @@ def test_suspend_stops_every_pod_and_resume_goes_on(namespace: Namespace, endles
     namespace.patch("rlj", "endless", {"spec": {"suspend": False}})
 
     resumed = eventually("it goes on from there", lambda: training(namespace, "endless", saved))
-    assert condition(resumed, "Suspended")["status"] == "False"
+    assert condition(resumed, "Suspended").get("status") != "True"
     assert_steps_are_the_accepted_fragments(resumed)
 
 

@@ -138,3 +138,10 @@ def test_the_merge_patch_turns_one_into_the_other(one, other):
 @given(OBJECTS)
 def test_the_same_needs_no_patch(one):
     assert merge_patch(one, copy.deepcopy(one)) == {}
+
+
+def test_a_selector_is_compared_as_a_whole():
+    wanted = {"spec": {"selector": {"a": "1"}}}
+
+    assert first_difference(wanted, {"spec": {"selector": {"a": "1"}}}) is None
+    assert "spec.selector" in (first_difference(wanted, {"spec": {"selector": {"a": "1", "b": "2"}}}) or "")
