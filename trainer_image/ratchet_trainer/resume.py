@@ -97,11 +97,11 @@ class Resumed:
         return Intake.from_json(max_policy_lag, self.counts)
 
     def as_status(self, status: TrainerStatus) -> TrainerStatus:
-        """What a trainer shows that finds its job finished."""
+        """What is known before anything goes on; all there is to say where the job has finished."""
         return status.model_copy(
             update={
                 "epoch": self.epoch,
-                "state": "Finished",
+                "state": status.state if self.finished is None else "Finished",
                 "finished_reason": self.finished,
                 "resumed_from": self.name,
                 "active_seconds": self.active_seconds,

@@ -1,0 +1,372 @@
+"""Trainer and workers as processes, a real Redis and a real S3 server, and what goes wrong between them.
+
+The tests of one `running` job disturb it one after the other; each leaves it training.
+"""
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fragments import rollout
+from redisserver import RedisServer, free_port
+from s3server import S3Server
+
+from ratchet.api.v1alpha1 import RLTrainingJobSpec, TrainerStatus, TrainingConfig
+from ratchet.api.v1alpha1.training import S3
+from ratchet.checkpoints import CheckpointStore, Stored
+from ratchet.experience import encode
+
+PROGRAMS = Path(sys.executable).parent
+EXAMPLE = Path(__file__).parents[2] / "examples" / "cartpole-ppo.yaml"
+PATIENCE_SECONDS = 90
+COPIES, STEPS = 4, 16
+
+
+def storage(server: S3Server) -> dict[str, str]:
+    return {"bucket": "ratchet", "endpoint": server.endpoint}
+
+
+def cartpole(server: S3Server) -> TrainingConfig:
+    """The example that the README begins with."""
+    spec = yaml.safe_load(EXAMPLE.read_text())["spec"]
+    spec["checkpoint"]["s3"] = storage(server)
+    return RLTrainingJobSpec.model_validate(spec).config("default", "cartpole", secrets.token_hex(4))
+
+
+def pendulum(server: S3Server, **changes: Any) -> TrainingConfig:
+    """Small, and endless but for `changes`. Every step of Pendulum counts."""
+    return TrainingConfig.model_validate(
+        {
+            "namespace": "default",
+            "name": "pendulum",
+            "uid": secrets.token_hex(4),
+            "environment": {"id": "Pendulum-v1", "vectorSize": COPIES},
+            "algorithm": {
+                "ppo": {"rolloutSteps": STEPS, "minibatchSize": COPIES * STEPS, "epochs": 1},
+                "network": {"hidden": [8]},
+            },
+            "evaluation": {"everySteps": 10**9, "episodes": 2},
+            "stop": {"maxSteps": 10**9},
+            "checkpoint": {"s3": storage(server), "interval": "1s"},
+            "fragmentsPerBatch": 1,
+            **changes,
+        }
+    )
+
+
+@dataclass
+class Program:
+    """One process of ours, with its log and last words."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    last_words: Path
+    port: int
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> int:
+        """Asks as the kubelet does; the exit code."""
+        self.process.terminate()
+        return self.process.wait(PATIENCE_SECONDS)
+
+    @property
+    def exit_code(self) -> int | None:
+        return self.process.poll()
+
+
+@dataclass
+class Job:
+    """One job's processes."""
+
+    config: TrainingConfig
+    server: S3Server
+    redis_server: RedisServer
+    folder: Path
+    programs: list[Program] = field(default_factory=list[Program])
+
+    def start(self, program: str, index: int = 0, **variables: str) -> Program:
+        number = len(self.programs)
+        folder = self.folder / str(number)
+        folder.mkdir()
+        (folder / "job.json").write_text(self.config.model_dump_json(by_alias=True))
+        log, last_words, port = folder / "log", folder / "last-words", free_port()
+        environment = {
+            **os.environ,
+            "RATCHET_CONFIG": str(folder / "job.json"),
+            "REDIS_URL": self.redis_server.url,
+            "RATCHET_S3_CREDENTIALS_DIR": str(self.server.credentials(folder / "credentials")),
+            "RATCHET_TERMINATION_LOG": str(last_words),
+            "RATCHET_PORT": str(port),
+            "RATCHET_POOL": "pool",
+            "JOB_COMPLETION_INDEX": str(index),
+            **variables,
+        }
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [PROGRAMS / program], env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+        self.programs.append(Program(process, log, last_words, port))
+        return self.programs[-1]
+
+    def start_trainer(self) -> Program:
+        self.trainer = self.start("ratchet-trainer")
+        return self.trainer
+
+    def start_worker(self, index: int = 0, **variables: str) -> Program:
+        self.worker = self.start("ratchet-rollout", index, **variables)
+        return self.worker
+
+    def status(self) -> TrainerStatus | None:
+        """None while the trainer can't be asked."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.trainer.port}/status", timeout=5) as answer:
+                return TrainerStatus.model_validate_json(answer.read())
+        except (urllib.error.URLError, OSError):
+            return None
+
+    def until(self, condition: Callable[[TrainerStatus], object]) -> TrainerStatus:
+        """The first status that fulfils the condition; every one of Pendulum's keeps count."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            status = self.status()
+            if status is not None and self.config.environment.id == "Pendulum-v1":
+                progress = status.progress
+                assert progress.steps == progress.fragments_accepted * COPIES * STEPS
+                assert progress.updates == progress.policy_version
+            if status is not None and condition(status):
+                return status
+            if self.trainer.exit_code is not None or time.monotonic() > end:
+                logs = "\n".join(f"{p.log}:\n{p.log.read_text()[-2000:]}" for p in self.programs[-3:])
+                raise AssertionError(f"trainer: {self.trainer.exit_code}, last status: {status}\n{logs}")
+            time.sleep(0.05)
+
+    def until_it_goes_on(self) -> TrainerStatus:
+        """A few updates from now."""
+        now = self.until(lambda status: status.state != "Starting").progress.updates
+        return self.until(lambda status: status.progress.updates >= now + 3)
+
+    def newest(self) -> Stored:
+        store = CheckpointStore(
+            self.server.client(), S3.model_validate(storage(self.server)), self.config.storage_prefix
+        )
+        loaded = store.newest()
+        assert loaded is not None
+        assert loaded.passed_over == ()
+        return loaded.stored
+
+    def key(self, name: str) -> str:
+        return self.config.key_prefix + name
+
+    def close(self) -> None:
+        for program in self.programs:
+            program.kill()
+
+
+@pytest.fixture(scope="module")
+def make_job(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Job]]:
+    jobs: list[Job] = []
+
+    def make(config: TrainingConfig) -> Job:
+        folder = tmp_path_factory.mktemp(config.name)
+        redis_server = RedisServer(folder, free_port())
+        redis_server.start()
+        jobs.append(Job(config, s3, redis_server, folder))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.close()
+        job.redis_server.stop()
+
+
+@pytest.fixture(scope="module")
+def learned(make_job: Callable[..., Job], s3: S3Server) -> Iterator[Job]:
+    """The example, trained until its trainer says that it has finished."""
+    job = make_job(cartpole(s3))
+    job.start_trainer()
+    job.start_worker()
+    job.until(lambda status: status.state == "Finished")
+    yield job
+    job.close()
+
+
+def test_cartpole_is_learned(learned: Job):
+    status = learned.status()
+    assert status is not None
+    assert status.finished_reason == "TargetReturnReached"
+    latest = status.evaluation.latest
+    assert latest is not None
+    assert latest.mean_return >= 475
+    assert latest.episodes == 100
+    assert latest.policy_version == status.progress.policy_version
+
+
+def test_who_says_finished_has_stored_the_policy_that_was_evaluated(learned: Job):
+    status, stored = learned.status(), learned.newest()
+    assert status is not None
+    assert stored.manifest.final
+    assert stored.manifest.version == status.progress.policy_version
+    assert stored.manifest.mean_return == status.evaluation.latest.mean_return  # type: ignore[union-attr]
+    assert status.checkpoints.latest is not None
+    assert status.checkpoints.latest.digest == f"sha256:{stored.digest}"
+    assert status.checkpoints.best == status.checkpoints.latest
+
+
+def test_the_trainer_of_a_finished_job_says_so_at_once_and_trains_no_more(learned: Job):
+    before = learned.status()
+    assert before is not None
+    assert learned.trainer.end() == 0
+
+    learned.start_trainer()
+    after = learned.until(lambda status: status.state == "Finished")
+
+    assert after.finished_reason == before.finished_reason
+    assert after.progress.steps == before.progress.steps
+    assert after.evaluation == before.evaluation
+    assert after.checkpoints == before.checkpoints
+    assert after.epoch == before.epoch
+    assert learned.trainer.end() == 0
+
+
+@pytest.fixture(scope="module")
+def running(make_job: Callable[..., Job], s3: S3Server) -> Iterator[Job]:
+    """An endless job with one worker."""
+    job = make_job(pendulum(s3))
+    job.start_trainer()
+    job.start_worker()
+    yield job
+    job.close()
+
+
+def test_entries_that_are_no_fragments_of_this_job_are_counted_and_dropped(running: Job):
+    before = running.until_it_goes_on()
+    stream = running.key(f"out:{before.epoch}")
+    with running.redis_server.client() as redis:
+        redis.xadd(stream, {"h": "{", "b": "garbage"})
+        # Whole, but of another environment.
+        redis.xadd(stream, dict(encode(rollout(incarnation="another"))))  # type: ignore[arg-type]
+
+    dropped = before.progress.fragments_dropped
+    running.until(lambda status: status.progress.fragments_dropped == dropped + 2)
+    running.until_it_goes_on()
+
+
+def test_a_killed_trainer_goes_on_from_its_newest_checkpoint(running: Job):
+    seen = running.until(
+        lambda status: (
+            status.checkpoints.latest is not None and status.progress.steps > status.checkpoints.latest.steps
+        )
+    )
+    running.trainer.kill()
+    newest = running.newest()
+
+    running.start_trainer()
+    first = running.until(lambda status: status.state != "Starting")
+    resumed = running.until_it_goes_on()
+
+    assert first.progress.steps >= newest.manifest.steps
+    assert resumed.resumed_from == f"manifests/{newest.manifest.name}.json"
+    assert resumed.epoch > seen.epoch
+    assert resumed.progress.steps > newest.manifest.steps
+    assert resumed.progress.policy_version > newest.manifest.version
+    assert resumed.active_seconds > first.active_seconds > 0
+
+
+def test_on_sigterm_the_trainer_stores_a_checkpoint_and_ends_well(running: Job):
+    seen = running.until_it_goes_on()
+    assert running.trainer.end() == 0
+
+    newest = running.newest()
+    assert newest.manifest.steps >= seen.progress.steps
+    assert newest.manifest.epoch == seen.epoch
+
+    running.start_trainer()
+    resumed = running.until_it_goes_on()
+    assert resumed.resumed_from == f"manifests/{newest.manifest.name}.json"
+
+
+def test_redis_losing_everything_costs_no_count(running: Job):
+    before = running.until_it_goes_on()
+    with running.redis_server.client() as redis:
+        redis.flushall()
+
+    after = running.until(lambda status: status.epoch > before.epoch)
+    assert after.progress.steps >= before.progress.steps
+    running.until_it_goes_on()
+
+
+def test_redis_killed_and_started_again_costs_no_count(running: Job):
+    before = running.until_it_goes_on()
+    running.redis_server.stop()
+    running.redis_server.start()
+
+    after = running.until(lambda status: status.epoch > before.epoch)
+    assert after.progress.steps >= before.progress.steps
+    running.until_it_goes_on()
+
+
+def test_a_ticket_lost_with_its_worker_is_written_again(running: Job):
+    running.until_it_goes_on()
+    running.worker.kill()
+    with running.redis_server.client() as redis:
+        # Either the worker died with the only ticket, or it is taken here, by one that never answers.
+        redis.blpop([running.key("tickets")], 1)
+
+    running.start_worker()
+    running.until_it_goes_on()
+
+
+def test_of_two_trainers_the_older_ends_as_fenced(running: Job):
+    before = running.until_it_goes_on()
+    older = running.trainer
+
+    running.start_trainer()
+    after = running.until(lambda status: status.epoch > before.epoch)
+
+    assert older.process.wait(PATIENCE_SECONDS) == 14
+    assert "a newer trainer has begun" in older.last_words.read_text()
+    assert after.progress.steps <= running.until_it_goes_on().progress.steps
+
+
+def test_in_mode_bounded_async_two_workers_train_within_the_lag(make_job: Callable[..., Job], s3: S3Server):
+    job = make_job(pendulum(s3, fragmentsPerBatch=2, maxPolicyLag=2, stop={"maxSteps": 20_000}))
+    job.start_trainer()
+    job.start_worker(0)
+    job.start_worker(1)
+    lags: list[float] = []
+
+    def finished(status: TrainerStatus) -> bool:
+        lags.append(status.progress.policy_lag or 0.0)
+        return status.state == "Finished"
+
+    status = job.until(finished)
+
+    assert status.finished_reason == "MaxStepsReached"
+    assert status.progress.steps >= 20_000
+    assert status.pools["pool"].workers == 2
+    assert 0 < max(lags) <= 2
+    assert status.evaluation.latest is not None
+    assert status.evaluation.latest.policy_version == status.progress.policy_version
+    job.close()
+
+
+def test_a_worker_that_knows_no_such_environment_ends_with_a_suggestion(
+    make_job: Callable[..., Job], s3: S3Server
+):
+    job = make_job(pendulum(s3, environment={"id": "Pendulun-v1"}))
+    worker = job.start_worker()
+    assert worker.process.wait(PATIENCE_SECONDS) == 10
+    assert "Pendulum" in worker.last_words.read_text()
