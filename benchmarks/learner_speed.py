@@ -164,7 +164,7 @@ def main() -> None:
 
     print(
         f"{datetime.now().astimezone():%Y-%m-%d %H:%M}, one thread, {TIME * COPIES} steps an update, "
-        f"{EPOCHS} epochs, minibatches of {MINIBATCH}, medians of {repetitions} repetitions of {UPDATES} updates\n"
+        f"{EPOCHS} epochs, minibatches of {MINIBATCH}, medians of {repetitions} times {UPDATES} updates\n"
     )
     print(f"{'learner steps per':24}{'CPU second':>12}{'wall second':>13}{'Ratchet is faster, CPU':>25}")
     medians = {

@@ -157,6 +157,15 @@ def test_a_loss_that_overflows_is_divergence():
         ours.update(replace(batch, reward=batch.reward * np.float32(1e30)), 0.0)
 
 
+def test_an_infinite_parameter_is_divergence_though_no_loss_shows_it():
+    ours = learner()
+    batch = played(ours, 0)
+    ours.parameters.value["policy.0.bias"][0] = np.inf
+
+    with pytest.raises(Diverged, match="parameters"):
+        ours.update(batch, 0.0)
+
+
 def test_a_batch_without_a_valid_step_is_refused():
     ours = learner()
     batch = played(ours, 0)
