@@ -49,7 +49,7 @@ class Watched:
         steps, mean = value(job, "status.progress.steps"), value(job, "status.progress.meanReturn")
         if steps is not None and mean is not None:
             # After a resume from a checkpoint, steps go back: so does the curve.
-            curve = value(job, "status.progress.curve") or []
+            curve: list[dict[str, float]] = value(job, "status.progress.curve") or []
             told = {float(point["steps"]): float(point["meanReturn"]) for point in curve}
             known = {at: mean for at, mean in self.returns if at < steps} | told
             self.returns = sorted((known | {float(steps): float(mean)}).items())
