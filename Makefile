@@ -15,6 +15,8 @@ endif
 
 # What hack/setup had to install comes first.
 export PATH := $(abspath .build/path):$(PATH)
+# Tests and benchmarks share their cores with a cluster, and small matrices gain nothing from threads.
+export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 MANIFESTS := pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml rollout_image/pyproject.toml
@@ -96,6 +98,8 @@ verify: venv ## Fail where something generated is out of date
 .PHONY: benchmark
 benchmark: install ## Measure against Stable-Baselines3 and print ratios
 	@uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --group benchmark
+	@$(BIN)/python benchmarks/learner_speed.py
+	@echo
 	@$(CLUSTER_ENV) $(BIN)/python benchmarks/cartpole_wall_time.py
 
 .PHONY: lock
