@@ -19,6 +19,7 @@ export PATH := $(abspath .build/path):$(PATH)
 export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+export PYTHON
 MANIFESTS := pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml rollout_image/pyproject.toml
 PROJECTS := -e '.[data,cli]' -e operator -e trainer_image -e rollout_image
 IMAGES := operator trainer rollout
@@ -41,7 +42,7 @@ help: ## List every target
 ##@ The local cluster
 
 .PHONY: cluster
-cluster: doctor ## Bring up a kind cluster with metrics, storage and S3; NODES=2 for one more worker
+cluster: doctor setup ## Bring up a kind cluster with metrics, storage and S3; NODES=2 for one more worker
 	@hack/cluster up --nodes $(NODES)
 
 .PHONY: images
@@ -115,12 +116,13 @@ venv: .venv/.done ## Make the development environment in .venv
 ##@ Preparation, called by the others
 
 .PHONY: doctor
-doctor: setup ## Say at once what a cluster would need and this machine lacks
+doctor: ## Say at once what a cluster would need and this machine lacks
+	@test -n "$(PYTHON)" || PYTHON= hack/setup
 	@hack/cluster doctor
 
 .PHONY: setup
 setup: ## Install what the project needs of the system, where it may
-	@PYTHON=$(PYTHON) hack/setup
+	@hack/setup
 
 .venv/.done: $(MANIFESTS) requirements.lock | setup
 	@echo "Python environment in .venv …"
