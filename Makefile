@@ -13,6 +13,8 @@ ifneq ($(wildcard ../shared/wheels),)
 export UV_FIND_LINKS ?= $(abspath ../shared/wheels)
 endif
 
+# Trust what the machine trusts, a company's own certificates included.
+export UV_SYSTEM_CERTS ?= 1
 # What hack/setup had to install comes first.
 export PATH := $(abspath .build/path):$(PATH)
 # Tests and benchmarks share their cores with a cluster, and small matrices gain nothing from threads.
