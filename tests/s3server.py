@@ -9,8 +9,9 @@ import secrets
 import shutil
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+from ratchet.api.v1alpha1.training import S3
+from ratchet.checkpoints import Blob, CheckpointStore, Manifest, Stored
 
 MODULE = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 START_SECONDS = 30
@@ -48,6 +52,25 @@ class S3Server:
         (folder / "AWS_ACCESS_KEY_ID").write_text(self.access_key)
         (folder / "AWS_SECRET_ACCESS_KEY").write_text(self.secret_key)
         return folder
+
+
+class HeldStore(CheckpointStore):
+    """Checkpoints under a prefix of their own, whose writing a test may hold up or let fail."""
+
+    def __init__(self, server: S3Server) -> None:
+        self.prefix = f"held-{secrets.token_hex(4)}"
+        super().__init__(server.client(), S3(bucket="ratchet", endpoint=server.endpoint), self.prefix)
+        self.begun = threading.Event()
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+        self.failure: Exception | None = None
+
+    def write(self, manifest: Callable[[dict[str, Blob]], Manifest], blobs: Mapping[str, bytes]) -> Stored:
+        self.begun.set()
+        self.goes_on.wait()
+        if self.failure is not None:
+            raise self.failure
+        return super().write(manifest, blobs)
 
 
 def versitygw() -> Path:

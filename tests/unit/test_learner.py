@@ -1,0 +1,340 @@
+"""The learner's loop in a thread, with a real Redis and a real S3 server; the test plays the workers."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fragments import evaluation, rollout
+from ratchet_trainer.board import Board
+from ratchet_trainer.interruption import pause
+from ratchet_trainer.learner import Learner, Parts
+from ratchet_trainer.metrics import Metrics
+from ratchet_trainer.resume import Resumed
+from ratchet_trainer.saving import Saver
+from ratchet_trainer.settings import Settings
+from redis import Redis
+from redisserver import RedisServer
+from s3server import HeldStore, S3Server
+
+from ratchet.api.v1alpha1 import TrainerStatus, TrainingConfig
+from ratchet.checkpoints import Lineage, StorageUnavailable
+from ratchet.experience import Fragment, LearnerChannel, Patience, Ticket, WorkerChannel, encode
+from ratchet.policies import EnvironmentSpec, SpaceSpec
+from ratchet.weights import decode
+
+# Those of `fragments.rollout`.
+SPACES = EnvironmentSpec(
+    observation=SpaceSpec(kind="Box", shape=(4,), low=-1.0, high=1.0),
+    action=SpaceSpec(kind="Discrete", dtype="int64", n=2),
+)
+TIME, STEPS = 3, 6
+PATIENCE_SECONDS = 60
+
+
+class Tracked:
+    """A tracker that remembers."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, figures: dict[str, float], steps: int) -> None:
+        self.rows.append((steps, figures))
+
+
+class Trainer:
+    """A learner in a thread, on a clock that the test sets forward, and one worker."""
+
+    def __init__(
+        self, server: RedisServer, store: HeldStore, resumed: Resumed | None = None, **changes: Any
+    ) -> None:
+        self.config = TrainingConfig.model_validate(
+            {
+                "namespace": "default",
+                "name": "cartpole",
+                "uid": "1f2e",
+                "environment": {"id": "CartPole-v1", "vectorSize": 2},
+                "algorithm": {
+                    "ppo": {"rolloutSteps": TIME, "minibatchSize": STEPS, "epochs": 1},
+                    "network": {"hidden": [4]},
+                },
+                "evaluation": {"everySteps": 10**9, "episodes": 2},
+                "stop": {"maxSteps": 10**9},
+                "checkpoint": {"s3": {"bucket": "ratchet"}, "interval": "1h"},
+                "fragmentsPerBatch": 1,
+                **changes,
+            }
+        )
+        self.ahead = 0.0
+        self.stop = threading.Event()
+        self.channel = LearnerChannel(
+            server.client(), self.config.key_prefix, Patience(sleep=lambda seconds: pause(self.stop, seconds))
+        )
+        self.epoch = self.channel.begin(0)
+        self.board = Board(TrainerStatus(uid="1f2e", attempt=1, epoch=self.epoch, state="Starting"))
+        self.tracked = Tracked()
+        lineage = Lineage(namespace="default", job="cartpole", uid="1f2e", attempt=1)
+        parts = Parts(
+            Settings(self.config, 1, "CPU", 0, Path("/dev/null"), None, ""),
+            self.channel,
+            Saver(store, self.config.checkpoint, lineage, dict),
+            self.board,
+            Metrics("default", "cartpole"),
+            [self.tracked],
+            self.stop.is_set,
+            lambda: time.monotonic() + self.ahead,
+        )
+        self.learner = Learner(parts, SPACES, resumed)
+        self.failure: list[BaseException] = []
+        self.thread = threading.Thread(target=self._run)
+        self.redis = server.client()
+        self.worker = WorkerChannel(self.redis, self.config.key_prefix)
+        self.sequence = 0
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.learner.run()
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            self.failure.append(error)
+
+    @property
+    def status(self) -> TrainerStatus:
+        return self.board.status
+
+    def take(self) -> Ticket:
+        end = time.monotonic() + PATIENCE_SECONDS
+        while (ticket := self.worker.take(0.1)) is None:
+            assert not self.failure, self.failure
+            assert time.monotonic() < end, f"no ticket: {self.status}"
+        return ticket
+
+    def deliver(self, fragment: Fragment) -> None:
+        assert self.worker.deliver(self.epoch, encode(fragment))
+
+    def answer(self, ticket: Ticket, **header: Any) -> None:
+        """With the newest policy."""
+        weights = self.worker.weights(None)
+        assert weights is not None
+        self.sequence += 1
+        values = {"sequence": self.sequence, "version": weights.version, "ticket": ticket.id, **header}
+        self.deliver(evaluation(**values) if ticket.kind == "evaluate" else rollout(**values))
+
+    def until(self, condition: Callable[[TrainerStatus], object]) -> TrainerStatus:
+        end = time.monotonic() + PATIENCE_SECONDS
+        while not condition(status := self.status):
+            assert not self.failure, self.failure
+            assert time.monotonic() < end, status
+            time.sleep(0.01)
+        return status
+
+    def end(self) -> None:
+        self.stop.set()
+        self.thread.join(PATIENCE_SECONDS)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def store(s3: S3Server) -> HeldStore:
+    return HeldStore(s3)
+
+
+@pytest.fixture
+def start(redis: Redis, redis_server: RedisServer, store: HeldStore) -> Iterator[Callable[..., Trainer]]:
+    trainers: list[Trainer] = []
+
+    def make(**arguments: Any) -> Trainer:
+        trainers.append(Trainer(redis_server, store, **arguments))
+        return trainers[-1]
+
+    yield make
+    store.goes_on.set()
+    for trainer in trainers:
+        trainer.end()
+
+
+def updates(count: int) -> Callable[[TrainerStatus], bool]:
+    return lambda status: status.progress.updates >= count
+
+
+def test_every_update_uses_a_batch_and_asks_for_the_next(start: Callable[..., Trainer]):
+    trainer = start(fragmentsPerBatch=2)
+    for update in (1, 2, 3):
+        for _ in range(2):
+            trainer.answer(trainer.take())
+        progress = trainer.until(updates(update)).progress
+        assert (progress.steps, progress.policy_version) == (2 * STEPS * update, update)
+        assert progress.policy_lag == 0.0
+
+
+def test_a_late_twin_too_many_does_not_stop_training(start: Callable[..., Trainer]):
+    """It is left over after the update, too old for the next: it must not take the place of a ticket."""
+    trainer = start(fragmentsPerBatch=2)
+    first, second = trainer.take(), trainer.take()
+    with trainer.redis.pipeline(transaction=True) as pipeline:
+        for number, ticket in enumerate((first, second, first)):
+            fields: Any = encode(rollout(incarnation=f"worker {number}", version=0, ticket=ticket.id))
+            pipeline.xadd(f"ratchet:1f2e:out:{trainer.epoch}", fields)
+        pipeline.execute()
+    trainer.until(updates(1))
+
+    for _ in range(2):
+        trainer.answer(trainer.take())
+
+    assert trainer.until(updates(2)).progress.fragments_dropped == 1
+
+
+def test_an_evaluation_slower_than_its_deadline_is_asked_again_and_yet_taken(start: Callable[..., Trainer]):
+    trainer = start(stop={"maxSteps": STEPS})
+    trainer.answer(trainer.take())
+    slow = trainer.take()
+    assert slow.kind == "evaluate"
+
+    trainer.ahead += 60
+    again = trainer.take()
+    assert (again.kind, again.seed) == ("evaluate", slow.seed)
+    assert again.id != slow.id
+    trainer.answer(slow)
+
+    status = trainer.until(lambda status: status.state == "Finished")
+    assert status.evaluation.latest is not None
+    assert status.evaluation.latest.episodes == 2
+
+
+def test_finished_is_said_only_once_the_final_checkpoint_is_stored(
+    start: Callable[..., Trainer], store: HeldStore
+):
+    store.goes_on.clear()
+    trainer = start(stop={"maxSteps": STEPS})
+    trainer.answer(trainer.take())
+    trainer.answer(trainer.take())
+    assert store.begun.wait(PATIENCE_SECONDS)
+    assert trainer.status.state != "Finished"
+    assert trainer.status.finished_reason is None
+
+    store.goes_on.set()
+    status = trainer.until(lambda status: status.state == "Finished")
+
+    loaded = store.newest()
+    assert loaded is not None
+    assert loaded.stored.manifest.final
+    assert status.checkpoints.latest is not None
+    assert status.checkpoints.latest.digest == f"sha256:{loaded.stored.digest}"
+    assert Resumed.read(loaded).finished == status.finished_reason == "MaxStepsReached"
+
+
+def test_a_final_checkpoint_that_is_not_stored_is_complained_of_and_tried_again(
+    start: Callable[..., Trainer], store: HeldStore
+):
+    store.failure = StorageUnavailable("bucket ratchet: no answer")
+    trainer = start(stop={"maxSteps": STEPS})
+    trainer.answer(trainer.take())
+    trainer.answer(trainer.take())
+    status = trainer.until(lambda status: "no answer" in status.message)
+    assert status.state == "Training"
+
+    store.failure = None
+    status = trainer.until(lambda status: status.state == "Finished")
+    assert status.message == ""
+
+
+def test_asked_to_end_it_waits_for_the_checkpoint_in_flight(start: Callable[..., Trainer], store: HeldStore):
+    store.goes_on.clear()
+    trainer = start(checkpoint={"s3": {"bucket": "ratchet"}, "interval": "1s"})
+    trainer.answer(trainer.take())
+    trainer.until(updates(1))
+    trainer.ahead += 2
+    assert store.begun.wait(PATIENCE_SECONDS)
+
+    trainer.stop.set()
+    assert trainer.thread.is_alive()
+    store.goes_on.set()
+    trainer.end()
+
+    loaded = store.newest()
+    assert loaded is not None
+    assert loaded.stored.manifest.steps == STEPS
+
+
+def test_asked_to_end_while_redis_is_gone_it_stores_a_checkpoint(
+    start: Callable[..., Trainer], store: HeldStore, redis_server: RedisServer
+):
+    trainer = start()
+    trainer.answer(trainer.take())
+    trainer.until(updates(1))
+    redis_server.stop()
+
+    trainer.end()
+
+    assert trainer.failure == []
+    loaded = store.newest()
+    assert loaded is not None
+    assert loaded.stored.manifest.steps == STEPS
+
+
+def test_redis_lost_again_while_it_is_written_anew_is_no_failure(
+    start: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+):
+    trainer = start()
+    trainer.answer(trainer.take())
+    trainer.until(updates(1))
+    begin, losses = trainer.channel.begin, [1, 1]
+
+    def begin_and_lose(floor: int) -> int:
+        trainer.epoch = begin(floor)
+        if losses.pop():
+            trainer.redis.flushall()
+        return trainer.epoch
+
+    monkeypatch.setattr(trainer.channel, "begin", begin_and_lose)
+    losses.insert(0, 0)
+    trainer.redis.flushall()
+    trainer.until(lambda status: status.epoch == 4)
+
+    trainer.answer(trainer.take())
+    trainer.until(updates(2))
+
+
+def test_a_resumed_learner_goes_on_exactly(start: Callable[..., Trainer], store: HeldStore):
+    """One that was ended and resumed publishes the weights of one that was not."""
+    straight = start()
+    for update in (1, 2, 3):
+        straight.answer(straight.take())
+        straight.until(updates(update))
+    expected = straight.worker.weights(None)
+    straight.end()
+
+    first = start()
+    first.answer(first.take())
+    first.until(updates(1))
+    first.end()
+    loaded = store.newest()
+    assert loaded is not None
+    resumed = start(resumed=Resumed.read(loaded))
+    resumed.sequence = first.sequence
+    for update in (2, 3):
+        resumed.answer(resumed.take())
+        progress = resumed.until(updates(update)).progress
+        assert progress.steps == STEPS * update
+
+    found = resumed.worker.weights(None)
+    assert found is not None
+    assert expected is not None
+    weights, wanted = decode(found.blob), decode(expected.blob)
+    assert found.version == expected.version
+    assert {name: value.tobytes() for name, value in weights.items()} == {
+        name: value.tobytes() for name, value in wanted.items()
+    }
+
+
+def test_trackers_get_each_update_once(start: Callable[..., Trainer]):
+    trainer = start()
+    trainer.answer(trainer.take())
+    trainer.until(updates(1))
+    trainer.ahead += 60
+    trainer.answer(trainer.take())
+    trainer.until(updates(2))
+    rows = [steps for steps, _ in trainer.tracked.rows]
+    assert rows == [0, STEPS, 2 * STEPS]

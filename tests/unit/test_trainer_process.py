@@ -1,0 +1,426 @@
+"""The trainer's edges: settings, saver, resume, pages, and how `run` ends."""
+
+import json
+import secrets
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fragments import rollout
+from prometheus_client.parser import text_string_to_metric_families
+from ratchet_trainer.board import STUCK_AFTER_SECONDS, Board
+from ratchet_trainer.intake import Intake
+from ratchet_trainer.main import run
+from ratchet_trainer.metrics import Metrics
+from ratchet_trainer.resume import Resumed
+from ratchet_trainer.saving import Saver, Snapshot
+from ratchet_trainer.settings import InvalidConfiguration, read_settings
+from ratchet_trainer.trackers import TensorBoard, tracker
+from ratchet_trainer.web import serve
+from redis import Redis
+from redisserver import RedisServer, free_port
+from s3server import HeldStore, S3Server
+
+from ratchet.api.v1alpha1 import PoolExperience, TrainerStatus, TrainingConfig
+from ratchet.api.v1alpha1.training import S3, Checkpoint
+from ratchet.api.v1alpha1.trainingjob import Checkpoints, Evaluations, Progress
+from ratchet.checkpoints import (
+    Lineage,
+    Loaded,
+    StorageDenied,
+    StorageUnavailable,
+    Superseded,
+)
+from ratchet.policies import EnvironmentSpec, PolicySpec, SpaceSpec
+
+SPACES = EnvironmentSpec(
+    observation=SpaceSpec(kind="Box", shape=(4,), low=-1.0, high=1.0),
+    action=SpaceSpec(kind="Discrete", dtype="int64", n=2),
+)
+
+
+def job(endpoint: str = "http://127.0.0.1:1", **changes: Any) -> dict[str, Any]:
+    return {
+        "namespace": "default",
+        "name": "cartpole",
+        "uid": secrets.token_hex(4),
+        "environment": {"id": "CartPole-v1"},
+        "algorithm": {},
+        "evaluation": {},
+        "stop": {"maxSteps": 1000},
+        "checkpoint": {"s3": {"bucket": "ratchet", "endpoint": endpoint}},
+        "fragmentsPerBatch": 1,
+        **changes,
+    }
+
+
+# Settings
+
+
+def configuration(folder: Path, value: Any) -> dict[str, str]:
+    (folder / "job.json").write_text(value if isinstance(value, str) else json.dumps(value))
+    return {"RATCHET_CONFIG": str(folder / "job.json")}
+
+
+def test_settings_have_defaults_and_read_their_variables(tmp_path: Path):
+    least = configuration(tmp_path, job())
+    settings = read_settings(least)
+    assert (settings.attempt, settings.port, settings.device, settings.tracker) == (1, 8080, "CPU", None)
+
+    settings = read_settings(
+        {
+            **least,
+            "RATCHET_ATTEMPT": "3",
+            "RATCHET_PORT": "81",
+            "RATCHET_DEVICE": "GPU",
+            "RATCHET_TRACKER": "wandb",
+        }
+    )
+    assert (settings.attempt, settings.port, settings.device, settings.tracker) == (3, 81, "GPU", "wandb")
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("{", r"job.json is wrong at its root"),
+        (job(stop={}), r"job.json is wrong at stop: .*training would never end"),
+        (job(checkpoint={"s3": {}}), r"job.json is wrong at checkpoint.s3.bucket: Field required"),
+    ],
+)
+def test_a_wrong_configuration_says_where(tmp_path: Path, value: Any, sentence: str):
+    with pytest.raises(InvalidConfiguration, match=sentence):
+        read_settings(configuration(tmp_path, value))
+
+
+@pytest.mark.parametrize("name", ["RATCHET_ATTEMPT", "RATCHET_PORT"])
+def test_numbers_must_be_numbers(tmp_path: Path, name: str):
+    with pytest.raises(InvalidConfiguration, match=name):
+        read_settings({**configuration(tmp_path, job()), name: "one"})
+
+
+def test_a_tracker_that_is_none_or_not_installed_is_named():
+    config = TrainingConfig.model_validate(job())
+    assert tracker(None, config) is None
+    with pytest.raises(InvalidConfiguration, match="'comet': write one of mlflow, wandb"):
+        tracker("comet", config)
+    with pytest.raises(InvalidConfiguration, match=r"install ratchet-trainer\[wandb\]"):
+        tracker("wandb", config)
+
+
+def test_tensorboard_files_hold_what_was_logged():
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    board = TensorBoard("attempt-1-epoch-2")
+    board.log({"episode_return_mean": 21.5}, steps=640)
+    [(key, content)] = board.files().items()
+    assert key.startswith("tensorboard/attempt-1-epoch-2/events.out.tfevents")
+    [file] = list(board._folder.iterdir())
+    assert file.read_bytes() == content
+    events = [event for event in EventFileLoader(str(file)).Load() if event.step == 640]
+    assert [value.tag for value in events[0].summary.value] == ["episode_return_mean"]
+
+
+# Saver and resume
+
+
+@pytest.fixture
+def storage(s3: S3Server) -> HeldStore:
+    return HeldStore(s3)
+
+
+@pytest.fixture
+def saver(storage: HeldStore) -> Iterator[Saver]:
+    settings = Checkpoint(s3=S3(bucket="ratchet"), keep_last=1)
+    lineage = Lineage(namespace="default", job="cartpole", uid="1f2e", attempt=1)
+    yield Saver(storage, settings, lineage, lambda: {"tensorboard/events": b"figures"})
+    storage.goes_on.set()
+
+
+def intake() -> Intake:
+    found = Intake(max_policy_lag=0)
+    for sequence in (1, 2, 2):
+        found.offer(rollout(sequence=sequence), 3, 0.0)
+    found.take_batch(1, 3)
+    return found
+
+
+def progress_json(saved: Checkpoints | None = None, finished: Any = None) -> dict[str, Any]:
+    return Resumed.to_json(
+        environment=SPACES, intake=intake(), evaluations=Evaluations(), next_evaluation=700, version=4,
+        updates=5, active_seconds=1.5, finished=finished, progress=Progress(steps=6),
+        saved=saved or Checkpoints(),
+    )  # fmt: skip
+
+
+def snapshot(steps: int, mean_return: float | None = None, **changes: Any) -> Snapshot:
+    values: dict[str, Any] = {
+        "why": "interval", "epoch": 1, "version": steps, "steps": steps, "mean_return": mean_return,
+        "tensors": {"w": torch.arange(3.0)}, "policy": {"policy.0.bias": np.ones(2, np.float32)},
+        "policy_spec": PolicySpec(observation=SPACES.observation, action=SPACES.action),
+        "progress": progress_json(), "metrics": {"policy_loss": 0.5},
+    }  # fmt: skip
+    return Snapshot(**{**values, **changes})
+
+
+def newest(storage: HeldStore) -> Loaded:
+    loaded = storage.newest()
+    assert loaded is not None
+    return loaded
+
+
+def test_training_goes_on_while_a_checkpoint_is_stored(saver: Saver, storage: HeldStore):
+    storage.goes_on.clear()
+    saver.begin(snapshot(100))
+    assert saver.busy
+    assert saver.saved == Checkpoints()
+
+    storage.goes_on.set()
+    saver.wait()
+
+    assert not saver.busy
+    assert saver.saved.latest is not None
+    assert saver.saved.latest.steps == 100
+    assert saver.saved.latest.digest == f"sha256:{newest(storage).stored.digest}"
+
+
+def test_the_best_is_remembered_and_what_is_neither_is_removed(saver: Saver, storage: HeldStore):
+    for steps, mean_return in ((100, 9.0), (200, 4.0), (300, None)):
+        saver.begin(snapshot(steps, mean_return))
+    saver.wait()
+    assert saver.saved.best is not None
+    assert saver.saved.latest is not None
+    assert (saver.saved.best.steps, saver.saved.latest.steps) == (100, 300)
+    assert storage.names() == ["000000000100-1-100", "000000000300-1-300"]
+
+
+def test_companions_are_stored_beside_the_checkpoint(saver: Saver, storage: HeldStore, s3: S3Server):
+    saver.begin(snapshot(100))
+    saver.wait()
+    key = f"{storage.prefix}/tensorboard/events"
+    assert s3.client().get_object(Bucket="ratchet", Key=key)["Body"].read() == b"figures"
+
+
+def test_storage_that_does_not_answer_is_a_complaint_and_no_error(saver: Saver, storage: HeldStore):
+    storage.failure = StorageUnavailable("bucket ratchet: EndpointConnectionError")
+    saver.begin(snapshot(100))
+    saver.wait()
+    assert (
+        saver.complaint == "checkpoint at 100 steps was not stored: bucket ratchet: EndpointConnectionError"
+    )
+
+    storage.failure = None
+    saver.begin(snapshot(200))
+    saver.wait()
+    assert saver.complaint == ""
+
+
+@pytest.mark.parametrize("failure", [StorageDenied("no"), Superseded("epoch 2"), ValueError("a bug")])
+def test_a_failure_for_good_reaches_the_learner_once(saver: Saver, storage: HeldStore, failure: Exception):
+    storage.failure = failure
+    saver.begin(snapshot(100))
+    with pytest.raises(type(failure), match=str(failure)):
+        saver.wait()
+    saver.check()
+
+
+def test_what_a_trainer_stores_another_reads(saver: Saver, storage: HeldStore):
+    earlier = snapshot(50, 9.0)
+    saver.begin(earlier)
+    saver.wait()
+    saver.begin(snapshot(100, 4.0, progress=progress_json(saved=saver.saved)))
+    saver.wait()
+
+    resumed = Resumed.read(newest(storage))
+
+    assert resumed.name == "manifests/000000000100-1-100.json"
+    assert (resumed.epoch, resumed.version, resumed.updates) == (1, 4, 5)
+    assert (resumed.next_evaluation, resumed.active_seconds, resumed.finished) == (700, 1.5, None)
+    assert resumed.environment == SPACES
+    assert torch.equal(resumed.tensors["w"], torch.arange(3.0))
+    assert resumed.intake(0).to_json() == intake().to_json()
+    # The best lives on although the newest is another.
+    assert resumed.checkpoints == saver.saved
+    assert resumed.checkpoints.best is not None
+    assert resumed.checkpoints.best.steps == 50
+
+
+def test_a_checkpoint_of_another_schema_is_refused(saver: Saver, storage: HeldStore):
+    saver.begin(snapshot(100, progress={**progress_json(), "schema": 2}))
+    saver.wait()
+    with pytest.raises(ValueError, match="has schema 2, this trainer reads 1"):
+        Resumed.read(newest(storage))
+
+
+@pytest.mark.parametrize(("finished", "state"), [(None, "Starting"), ("MaxStepsReached", "Finished")])
+def test_a_resumed_trainer_shows_what_it_knows_before_it_goes_on(
+    saver: Saver, storage: HeldStore, finished: Any, state: str
+):
+    saver.begin(snapshot(100, progress=progress_json(finished=finished)))
+    saver.wait()
+    shown = Resumed.read(newest(storage)).as_status(STARTING)
+    assert (shown.state, shown.finished_reason) == (state, finished)
+    assert shown.progress.steps == 6
+    assert shown.resumed_from == "manifests/000000000100-1-100.json"
+
+
+# Pages
+
+STARTING = TrainerStatus(uid="1f2e", attempt=1, epoch=0, state="Starting")
+TRAINING = STARTING.model_copy(
+    update={
+        "state": "Training",
+        "epoch": 2,
+        "progress": Progress(steps=640, updates=5, mean_return=21.5, fragments_accepted=10),
+        "pools": {"pool": PoolExperience(steps_per_second=5.0, workers=3)},
+    }
+)
+
+
+@pytest.fixture
+def board() -> Board:
+    return Board(STARTING)
+
+
+@pytest.fixture
+def ask(board: Board) -> Iterator[Callable[[str], tuple[int, str]]]:
+    metrics = Metrics("default", "cartpole")
+    metrics.show(TRAINING, None)
+    metrics.show(TRAINING, None)
+    server = serve(board, metrics.registry, 0)
+
+    def get(path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    yield get
+    server.shutdown()
+    server.server_close()
+
+
+def test_status_is_what_was_pinned_last(board: Board, ask: Callable[[str], tuple[int, str]]):
+    board.pin(TRAINING)
+    code, body = ask("/status")
+    assert code == 200
+    assert TrainerStatus.model_validate_json(body) == TRAINING
+    assert json.loads(body)["progress"]["fragmentsAccepted"] == 10
+
+
+def test_metrics_can_be_parsed_and_counters_count_once(ask: Callable[[str], tuple[int, str]]):
+    code, body = ask("/metrics")
+    assert code == 200
+    families = {family.name: family for family in text_string_to_metric_families(body)}
+    [steps] = [s for s in families["ratchet_trainer_steps"].samples if s.name.endswith("_total")]
+    assert steps.value == 640
+    assert steps.labels == {"namespace": "default", "job_name": "cartpole"}
+    assert families["ratchet_trainer_episode_return_mean"].samples[0].value == 21.5
+    assert families["ratchet_trainer_workers"].samples[0].value == 3
+
+
+def test_probes_tell_starting_from_ready_and_alive_from_stuck(
+    board: Board, ask: Callable[[str], tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+):
+    assert ask("/healthz")[0] == 200
+    assert ask("/readyz") == (503, "starting\n")
+    board.pin(TRAINING)
+    assert ask("/readyz?verbose=1") == (200, "ok\n")
+
+    monkeypatch.setattr(board, "_beat", board._beat - STUCK_AFTER_SECONDS)
+    assert ask("/healthz") == (503, "the learner's loop stands still\n")
+
+
+def test_another_page_says_which_there_are(ask: Callable[[str], tuple[int, str]]):
+    code, body = ask("/")
+    assert code == 404
+    assert "/status" in body
+
+
+# How it ends
+
+
+@pytest.fixture
+def environment(tmp_path: Path, s3: S3Server, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RATCHET_S3_CREDENTIALS_DIR", str(s3.credentials(tmp_path / "credentials")))
+    return {
+        **configuration(tmp_path, job(s3.endpoint)),
+        "REDIS_URL": redis_server.url,
+        "RATCHET_TERMINATION_LOG": str(tmp_path / "last-words"),
+        "RATCHET_PORT": str(free_port()),
+    }
+
+
+def ends(environment: dict[str, str], stop: threading.Event | None = None) -> tuple[int, str]:
+    code = run(environment, stop or threading.Event())
+    last_words = Path(environment["RATCHET_TERMINATION_LOG"])
+    return code, last_words.read_text() if last_words.exists() else ""
+
+
+def test_without_a_configuration_it_ends_with_10(environment: dict[str, str]):
+    code, last_words = ends({**environment, "RATCHET_CONFIG": "/nowhere/job.json"})
+    assert code == 10
+    assert last_words == "/nowhere/job.json can't be read (No such file or directory): set RATCHET_CONFIG"
+
+
+def test_without_a_redis_url_it_ends_with_10(environment: dict[str, str]):
+    code, last_words = ends({**environment, "REDIS_URL": ""})
+    assert code == 10
+    assert "set RATCHET_REDIS_URL_FILE" in last_words
+
+
+def test_when_storage_denies_it_ends_with_11(environment: dict[str, str], tmp_path: Path):
+    (tmp_path / "credentials" / "AWS_SECRET_ACCESS_KEY").write_text("not-the-secret")
+    code, last_words = ends(environment)
+    assert code == 11
+    assert "Correct the keys in the Secret of checkpoint.s3.secretRef" in last_words
+    assert "not-the-secret" not in last_words
+
+
+def test_when_redis_refuses_the_password_it_ends_with_13(environment: dict[str, str], redis: Redis):
+    url = environment["REDIS_URL"].replace("//", "//:hunter2@")
+    redis.config_set("requirepass", "another")
+    try:
+        code, last_words = ends({**environment, "REDIS_URL": url})
+    finally:
+        redis.config_set("requirepass", "")
+    assert code == 13
+    assert "Redis refused the user or password" in last_words
+    assert "hunter2" not in last_words
+
+
+def test_when_no_checkpoint_is_whole_it_ends_with_15(
+    environment: dict[str, str], tmp_path: Path, s3: S3Server
+):
+    config = TrainingConfig.model_validate_json((tmp_path / "job.json").read_text())
+    key = f"{config.storage_prefix}/manifests/000000000100-1-100.json"
+    s3.client().put_object(Bucket="ratchet", Key=key, Body=b"{")
+    code, last_words = ends(environment)
+    assert code == 15
+    assert "none of the 1 checkpoints" in last_words
+
+
+def test_what_nobody_thought_of_ends_with_1_and_its_name(environment: dict[str, str]):
+    with serve(Board(STARTING), Metrics("a", "b").registry, 0) as taken:
+        code, last_words = ends({**environment, "RATCHET_PORT": str(taken.server_port)})
+        taken.shutdown()
+    assert code == 1
+    assert last_words.startswith("OSError: ")
+
+
+def test_asked_to_end_before_any_worker_came_it_ends_with_0(environment: dict[str, str], redis: Redis):
+    stop = threading.Event()
+    stop.set()
+    assert ends(environment, stop) == (0, "")
+
+
+def test_asked_to_end_while_redis_does_not_answer_it_ends_with_0(environment: dict[str, str]):
+    stop = threading.Event()
+    stop.set()
+    assert ends({**environment, "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}, stop) == (0, "")
