@@ -270,7 +270,7 @@ def test_shards_come_together_over_all_episodes():
 
     assert (result.steps, result.policy_version, result.episodes) == (500, 3, 3)
     assert result.mean_return == 4.0
-    assert result.std_return == pytest.approx(np.std([1.0, 3.0, 8.0]))
+    assert result.std_return == round(float(np.std([1.0, 3.0, 8.0])), 3)
     assert result.mean_length == 7.0
     assert result.time == "2026-01-01T00:00:00Z"
 
