@@ -76,7 +76,11 @@ def start(settings: Settings, log: Path) -> None:
 
 def _start_detached(settings: Settings) -> None:
     if running_pid(settings) is not None:
-        return
+        # It is starting, or on its way out.
+        wait_until(lambda: reachable() or running_pid(settings) is None, seconds=60)
+        if reachable():
+            return
+        stop(settings)
     # A dockerd that was killed leaves the id of its process behind and then believes that it still runs.
     for stale in (Path("/var/run/docker.pid"), Path("/run/docker/containerd/containerd.pid")):
         if stale.exists() and not _is_alive(stale):
