@@ -11,6 +11,7 @@ Json = dict[str, Any]
 API_VERSION = "ratchet.dev/v1alpha1"
 FIELD_MANAGER = "ratchet-operator"
 JOB_LABEL = "ratchet.dev/job"
+JOB_UID_LABEL = "ratchet.dev/job-uid"
 POOL_LABEL = "ratchet.dev/pool"
 COMPONENT_LABEL = "ratchet.dev/component"
 ATTEMPT_LABEL = "ratchet.dev/attempt"

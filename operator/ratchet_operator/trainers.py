@@ -14,6 +14,7 @@ from ratchet_operator.cache import Cache
 from ratchet_operator.kinds import (
     COMPONENT_LABEL,
     JOB_LABEL,
+    JOB_UID_LABEL,
     POD,
     TRAINING_JOB,
     Json,
@@ -24,6 +25,7 @@ from ratchet_operator.kinds import (
     name_of,
     namespace_of,
     status_of,
+    uid_of,
 )
 from ratchet_operator.policies.waiting import is_ready
 
@@ -60,8 +62,8 @@ class TrainerWatch:
         async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
             while True:
                 pods = self._trainers()
-                for uid in self._answers.keys() - pods.keys():
-                    self._answers.pop(uid)
+                for uid in (self._answers.keys() | self._misses.keys()) - pods.keys():
+                    self._answers.pop(uid, None)
                     self._misses.pop(uid, None)
                 await asyncio.gather(*(self._ask(session, uid, *pods[uid]) for uid in pods))
                 await asyncio.sleep(max(self._interval, SECONDS_PER_TRAINER * len(pods)))
@@ -78,16 +80,15 @@ class TrainerWatch:
 
     def _pods(self, job: Json) -> list[Json]:
         pods = self._cache[POD].labelled(namespace_of(job), JOB_LABEL, label_value(name_of(job)))
-        return [
-            pod for pod in pods if labels_of(pod).get(COMPONENT_LABEL) == CONTAINER and controller_of(pod)
-        ]
+        own = {COMPONENT_LABEL: CONTAINER, JOB_UID_LABEL: uid_of(job)}
+        return [pod for pod in pods if own.items() <= labels_of(pod).items() and controller_of(pod)]
 
     async def _ask(self, session: aiohttp.ClientSession, uid: str, job: Json, address: str) -> None:
         host = f"[{address}]" if ":" in address else address
         answer: TrainerStatus | None = None
         async with self._at_once:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-                async with session.get(f"http://{host}:{PORT}/status") as response:
+                async with session.get(f"http://{host}:{PORT}/status", allow_redirects=False) as response:
                     if response.status == 200:
                         answer = _parse(await response.read(), uid)
         before = self._answers.get(uid)

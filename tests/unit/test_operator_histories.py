@@ -675,3 +675,57 @@ def test_a_worker_that_says_the_job_can_not_work_fails_it_in_its_own_words():
     failed = next(c for c in status_of(world.get(TRAINING_JOB, "job"))["conditions"] if c["type"] == "Failed")
     assert failed["reason"] == "ConfigurationError"
     assert failed["message"] == "unknown environment X-v0: write another id"
+
+
+@pytest.mark.parametrize("component", ["job-trainer", "job-rollouts"])
+def test_how_pods_of_an_earlier_job_of_the_same_name_ended_is_not_held_against_this_one(component):
+    """Garbage collection takes its time, and a user who corrects a mistake does not wait for it."""
+    world = new_world()
+    world.settle()
+    earlier = [pod for pod in world.all(POD) if name_of(pod).startswith(component)]
+    for pod in earlier:
+        pod["status"]["containerStatuses"][0]["state"] = {"terminated": {"exitCode": 10, "message": "no"}}
+    job = world.get(TRAINING_JOB, "job")
+    assert job is not None
+    world.delete("RLTrainingJob", "job")
+    world.put({"kind": "RLTrainingJob", "metadata": {"name": "job"}, "spec": spec_of(job)})
+    world.objects |= {("Pod", name_of(pod)): pod for pod in earlier}
+
+    world.operate()
+
+    assert conditions(world.get(TRAINING_JOB, "job")).get("Failed") is None
+    assert status_of(world.get(TRAINING_JOB, "job"))["attempt"] == 1
+
+
+def test_evicted_pods_that_nobody_removes_are_judged_once_however_many_they_are():
+    world = new_world()
+    world.settle()
+    (trainer,) = [pod for pod in world.all(POD) if name_of(pod).startswith("job-trainer")]
+    for number in range(40):
+        metadata = {"name": f"evicted-{number}", "labels": labels_of(trainer),
+                    "creationTimestamp": f"2026-01-01T00:{number:02}:00Z"}  # fmt: skip
+        world.put({"kind": "Pod", "metadata": metadata, "spec": {},
+                   "status": {"phase": "Failed", "reason": "Evicted"}})  # fmt: skip
+        world.operate()
+    told = world.events.count("TrainerFailed")
+
+    before = world.writes
+    world.operate()
+    world.operate()
+
+    assert world.writes == before
+    assert told == 40
+
+
+def test_a_job_that_is_to_go_at_once_when_it_has_ended_says_first_how_it_ended():
+    world = new_world(ttlSecondsAfterFinished=0)
+    world.settle()
+    world.trainer_finished = True
+    world.operate()
+
+    assert conditions(world.get(TRAINING_JOB, "job")) == {"Succeeded": "True", "Progressing": "False"}
+    assert world.events.count("Succeeded") == 1
+
+    world.operate()
+
+    assert world.get(TRAINING_JOB, "job") is None

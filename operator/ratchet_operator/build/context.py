@@ -7,6 +7,7 @@ from ratchet_operator.kinds import (
     API_VERSION,
     COMPONENT_LABEL,
     JOB_LABEL,
+    JOB_UID_LABEL,
     POOL_LABEL,
     Json,
     Kind,
@@ -88,8 +89,8 @@ class JobContext:
         return owner_reference("RLTrainingJob", self.name, self.uid)
 
     def labels(self, component: str) -> dict[str, str]:
-        """Labels of a child."""
-        return {**self.selector(component), **_recommended(component)}
+        """Labels of a child; the UID tells its pods from those of an earlier job of the same name."""
+        return {**self.selector(component), JOB_UID_LABEL: self.uid, **_recommended(component)}
 
     def selector(self, component: str) -> dict[str, str]:
         """Labels that find the pods of a component of this job."""
@@ -131,7 +132,7 @@ class PoolContext:
     @property
     def labels(self) -> dict[str, str]:
         """Labels of a worker Job and its pods."""
-        return {**self.selector, **_recommended("rollouts")}
+        return {**self.selector, JOB_UID_LABEL: self.job.uid, **_recommended("rollouts")}
 
 
 def pool_selector(job: str, pool: str) -> dict[str, str]:

@@ -106,7 +106,7 @@ def terminations(pods: tuple[Json, ...], container: str) -> list[Termination]:
                 exit_code=ended.get("exitCode"),
                 message=last_words(ended),
             )
-            found.append((ended.get("finishedAt") or "", termination))
+            found.append((ended.get("finishedAt") or meta(pod).get("creationTimestamp", ""), termination))
     return [termination for _, termination in sorted(found, key=lambda pair: (pair[0], pair[1].id))]
 
 

@@ -137,11 +137,12 @@ def _judge_failures(
 ) -> Ledger:
     policy = context.spec.failure_policy
     judged = {failure.id for failure in ledger.failures}
+    # Nobody removes evicted pods. What the ledger has forgotten would be judged again, for ever.
     trainers = [
         termination
         for termination in terminations(component_pods(pods, "trainer"), TRAINER)
         if termination.attempt == ledger.attempt
-    ]
+    ][-FAILURES_KEPT:]
     workers = [
         termination
         for termination in terminations(own_workers(context, pods), WORKER)

@@ -17,6 +17,7 @@ from ratchet_operator.conditions import conditions, no
 from ratchet_operator.drift import stamped
 from ratchet_operator.kinds import (
     DEPLOYMENT,
+    JOB_UID_LABEL,
     NETWORK_POLICY,
     ROLLOUT_POOL,
     SERVICE,
@@ -24,6 +25,7 @@ from ratchet_operator.kinds import (
     Json,
     is_deleting,
     is_owned_by,
+    labels_of,
     name_of,
     spec_of,
     status_of,
@@ -80,7 +82,8 @@ def reconcile_job(job: Json, seen: JobSeen, now: datetime) -> Plan:
         return _invalid(job, error, now)
     context = JobContext.of(job, spec, seen.installation)
     trainer = seen.trainer if seen.trainer is not None and seen.trainer.uid == context.uid else None
-    mine = replace(seen, trainer=trainer, config_map=_mine(seen.config_map, context.uid))
+    pods = tuple(pod for pod in seen.pods if labels_of(pod).get(JOB_UID_LABEL) == context.uid)
+    mine = replace(seen, trainer=trainer, config_map=_mine(seen.config_map, context.uid), pods=pods)
 
     live_trainer = _mine(mine.deployments.get(context.trainer_name), context.uid)
     before = read_ledger(mine.config_map, status_of(job))
@@ -214,7 +217,7 @@ def _ended(
 ) -> Plan:
     """Keep the ConfigMap with its ledger and the Redis password; everything else goes."""
     ttl = seconds_to_live(ledger, context.spec.ttl_seconds_after_finished, now)
-    if ttl == 0:
+    if ttl == 0 and not occurrences:
         return Plan(delete=(removal(TRAINING_JOB, job, "ttlSecondsAfterFinished has passed"),))
     kept = _step(config_map(context, ledger), seen.config_map, context)
     why = f"the job has {ledger.outcome.lower() if ledger.outcome else 'ended'}"
