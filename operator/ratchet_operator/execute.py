@@ -54,11 +54,10 @@ class Executor:
             ApiError: a request failed and may succeed later.
 
         """
-        for secret in plan.secrets:
-            await self._create_secret(secret)
+        refusals = [await self._create_secret(secret) for secret in plan.secrets]
         first = [apply for apply in plan.apply if apply.kind is CONFIG_MAP]
         rest = [apply for apply in plan.apply if apply.kind is not CONFIG_MAP]
-        refusals = [await self._apply(key, apply) for apply in first]
+        refusals += [await self._apply(key, apply) for apply in first]
         refusals += await asyncio.gather(*(self._apply(key, apply) for apply in rest))
         if plan.status is not None:
             await self._status(key, plan.status)
@@ -68,15 +67,18 @@ class Executor:
         said = [refusal for refusal in refusals if refusal]
         return "; ".join(said) if said else None
 
-    async def _create_secret(self, wanted: CreateRedisSecret) -> None:
+    async def _create_secret(self, wanted: CreateRedisSecret) -> str | None:
         password = secrets.token_urlsafe(PASSWORD_BYTES)
         obj = redis_secret(wanted.namespace, wanted.name, wanted.labels, wanted.owner, wanted.uid, password)
         try:
             created = await self._api.create(SECRET, obj, accept=PARTIAL)
-        except ApiError:
+        except ApiError as error:
             self._sightings.forget(wanted.namespace, wanted.name)
-            raise
+            if error.status != 409:
+                raise
+            return f"Secret {wanted.name} exists and belongs to someone else: rename it, or this job"
         self._sightings.put(wanted.namespace, wanted.name, created)
+        return None
 
     async def _apply(self, key: Key, apply: Apply) -> str | None:
         name = apply.obj["metadata"]["name"]

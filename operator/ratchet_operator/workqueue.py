@@ -77,7 +77,8 @@ class WorkQueue:
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
         wait = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2**count)
-        self._again.pop(key, None)
+        if self._again.get(key) is not Lane.EDIT:  # an edit may be the cure; all else waits
+            self._again.pop(key, None)
         self._release(key)
         self.add_after(key, wait)
         return wait

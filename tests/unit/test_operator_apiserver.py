@@ -200,8 +200,7 @@ def test_a_password_is_drawn_once_and_its_content_is_never_asked_for():
         await execute.execute(KEY, JOB, Plan(secrets=(SECRET_PLAN,)), NOW)
         made = fake.objects[SECRET.path("team", "job-redis")]
         made["metadata"]["ownerReferences"] = [{"uid": "job-uid", "controller": True}]
-        with pytest.raises(ApiError):
-            await execute.execute(KEY, JOB, Plan(secrets=(SECRET_PLAN,)), NOW)
+        await execute.execute(KEY, JOB, Plan(secrets=(SECRET_PLAN,)), NOW)
 
         uid = await sightings.uid("team", "job-redis", "job-uid", in_doubt=False)
 
@@ -213,6 +212,22 @@ def test_a_password_is_drawn_once_and_its_content_is_never_asked_for():
             accept for (_, path), accept in zip(fake.log, fake.accepted, strict=True) if "/secrets" in path
         ]
         assert set(secret_requests) == {PARTIAL}
+
+    against(scenario)
+
+
+def test_a_secret_that_someone_else_made_is_said_and_does_not_stop_the_status():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, _, _ = executor(api)
+        fake.objects[SECRET.path("team", "job-redis")] = named(SECRET, "job-redis")
+        fake.objects[TRAINING_JOB.path("team", "job")] = JOB
+
+        plan = Plan(secrets=(SECRET_PLAN,), status={"attempt": 1})
+        refused = await execute.execute(KEY, JOB, plan, NOW)
+
+        assert refused == "Secret job-redis exists and belongs to someone else: rename it, or this job"
+        assert fake.objects[SECRET.path("team", "job-redis")] == named(SECRET, "job-redis")
+        assert fake.objects[TRAINING_JOB.path("team", "job")]["status"] == {"attempt": 1}
 
     against(scenario)
 

@@ -92,6 +92,23 @@ def test_failures_wait_longer_each_time_until_one_goes_well():
     assert asyncio.run(scenario()) == [FIRST_BACKOFF, 2 * FIRST_BACKOFF, 4 * FIRST_BACKOFF, FIRST_BACKOFF]
 
 
+def test_an_edit_during_a_step_that_fails_need_not_wait():
+    async def scenario() -> None:
+        queue = WorkQueue(Clock())
+        queue.add(key("a"), Lane.CHANGE)
+        first = await queue.get()
+        queue.add(key("a"), Lane.EDIT)
+        queue.failed(first)
+        assert queue.depth() == 1
+
+        second = await queue.get()
+        queue.add(key("a"), Lane.CHANGE)
+        queue.failed(second)
+        assert queue.depth() == 0
+
+    asyncio.run(scenario())
+
+
 def test_the_earliest_of_several_times_stands():
     async def scenario() -> None:
         clock = Clock()
