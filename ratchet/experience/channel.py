@@ -51,9 +51,12 @@ local verdict = standing(ARGV[1], ARGV[2])
 if verdict ~= 'ok' then return verdict end
 """
 _OUTSTANDING = _STANDING + "return redis.call('LLEN', KEYS[3])"
+# Where Redis is full, a script that has written goes on: so a deletion comes first, for only the learner
+# empties it.
 _PUBLISH = (
     _STANDING
     + """
+redis.call('DEL', KEYS[3])
 redis.call('HSET', KEYS[3], 'version', ARGV[3], 'epoch', ARGV[1], 'crc', ARGV[4], 'blob', ARGV[5])
 return 'ok'
 """
@@ -63,6 +66,7 @@ _ISSUE = (
     _STANDING
     + """
 if redis.call('GET', KEYS[4]) == ARGV[3] then return 'ok' end
+redis.call('DEL', KEYS[4])
 redis.call('SET', KEYS[4], ARGV[3])
 for i = 4, #ARGV, 2 do redis.call(ARGV[i], KEYS[3], ARGV[i + 1]) end
 return 'ok'
@@ -184,7 +188,8 @@ class LearnerChannel:
         stream = self._key(f"out:{self._epoch}")
 
         def settle() -> None:
-            with self._redis.pipeline(transaction=True) as pipeline:
+            # No transaction: a full Redis refuses to queue even what would empty it.
+            with self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.xack(stream, GROUP, *entry_ids)
                 pipeline.xdel(stream, *entry_ids)
                 pipeline.execute()

@@ -364,6 +364,30 @@ def test_the_epoch_is_above_that_of_the_checkpoint(redis: Redis):
     assert LearnerChannel(redis, PREFIX).begin(7) == 43
 
 
+def test_a_full_redis_takes_weights_and_tickets_for_only_the_learner_can_empty_it(
+    worker: WorkerChannel, redis: Redis
+):
+    learner = LearnerChannel(redis, PREFIX, hasty(total=0.1))
+    epoch = learner.begin(0)
+    learner.publish(1, b"old weights")
+    assert deliver(worker, epoch)
+    redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(RedisUnreachable, match="OutOfMemoryError"):
+            deliver(WorkerChannel(redis, PREFIX, hasty(total=0.1)), epoch)
+
+        learner.publish(2, b"weights")
+        learner.issue([ticket(epoch)])
+        entries = learner.read(1, 1)
+        learner.settle([entry.id for entry in entries])
+    finally:
+        redis.config_set("maxmemory", 0)
+
+    assert len(entries) == 1
+    assert worker.weights(None) == Weights(epoch, 2, b"weights")
+    assert worker.take(0.1) == ticket(epoch)
+
+
 def test_another_job_is_left_alone(learner: LearnerChannel, redis: Redis):
     other = LearnerChannel(redis, "ratchet:other:")
     other.begin(0)
