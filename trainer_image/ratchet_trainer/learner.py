@@ -4,6 +4,7 @@ One thread does all of it. docs/data-plane.md says what is promised to workers a
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,10 +13,11 @@ from typing import Any, Literal
 
 from ratchet.api.v1alpha1 import TrainerStatus, seconds
 from ratchet.api.v1alpha1.trainingjob import Evaluations, Progress
-from ratchet.experience import CorruptFragment, DataPlaneLost, Fragment, LearnerChannel
+from ratchet.experience import CorruptFragment, DataPlaneLost, Fragment, LearnerChannel, RedisUnreachable
 from ratchet.policies.spec import EnvironmentSpec
 from ratchet.weights import encode
 from ratchet_trainer.algorithms.batch import check, join
+from ratchet_trainer.algorithms.errors import Diverged
 from ratchet_trainer.algorithms.ppo import PPO
 from ratchet_trainer.algorithms.ppo import Metrics as UpdateMetrics
 from ratchet_trainer.board import Board
@@ -104,13 +106,20 @@ class Learner:
             self._train()
         except Interrupted:
             log.info("is asked to end while Redis does not answer")
+        except RedisUnreachable:
+            self._keep()
+            raise
         if self._finished is not None:
             return
+        self._keep()
+        log.info("ends as asked", extra={"fields": {"steps": self._intake.steps}})
+
+    def _keep(self) -> None:
+        """What has been learned since the last checkpoint goes into another, before this process ends."""
         self._parts.saver.wait()
         if self._intake.steps > self._saved_steps or self._parts.saver.complaint:
             self._save("shutdown")
             self._parts.saver.wait()
-        log.info("ends as asked", extra={"fields": {"steps": self._intake.steps}})
 
     def _train(self) -> None:
         anew = True
@@ -252,8 +261,6 @@ class Learner:
             self._parts.clock(),
         )  # fmt: skip
         self._evaluation = PendingEvaluation(self._version, self._intake.steps, [{t.id} for t in tickets])
-        every = evaluation.every_steps
-        self._next_evaluation = (self._intake.steps // every + 1) * every
         self._parts.channel.issue(tickets)
 
     def _conclude_evaluation(self) -> None:
@@ -261,6 +268,14 @@ class Learner:
         if evaluation is None:
             return
         result = evaluation.result(datetime.now(UTC))
+        if not math.isfinite(result.mean_return):
+            raise Diverged(
+                f"an evaluation of policy version {result.policy_version} returned {result.mean_return}: "
+                "the environment's rewards must be finite"
+            )
+        # Not before, or an evaluation that is lost with Redis or with this process would be left out.
+        every = self._config.evaluation.every_steps
+        self._next_evaluation = (result.steps // every + 1) * every
         best = self._evaluations.best
         self._evaluations = with_result(self._evaluations, result)
         fields = {

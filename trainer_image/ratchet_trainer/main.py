@@ -117,19 +117,19 @@ def _train(settings: Settings, environment: Mapping[str, str], stop: threading.E
     store = CheckpointStore(
         connect_storage(config.checkpoint.s3), config.checkpoint.s3, config.storage_prefix
     )
-    loaded = _patiently(store.newest, stop, board)
-    resumed = None
-    if loaded is not None:
-        resumed = _read(loaded, heavy())
-        board.pin(resumed.as_status(board.status))
-        if resumed.finished is not None:
-            log.info("the job has finished already", extra={"fields": {"checkpoint": resumed.name}})
-            _serve_until(stop, board)
-            return
+    found = _patiently(store.names, stop, board)
+    resumed = _resume(store, heavy, stop, board) if found else None
+    if resumed is not None and resumed.finished is not None:
+        return _serve_until(stop, board)
 
     redis = connect(ConnectionSettings.from_environment(environment))
     channel = LearnerChannel(redis, config.key_prefix, Patience(sleep=partial(pause, stop)))
     epoch = channel.begin(resumed.epoch if resumed else 0)
+    if _patiently(store.names, stop, board) != found:
+        # A trainer before this one stored one more before it was fenced.
+        resumed = _resume(store, heavy, stop, board)
+        if resumed is not None and resumed.finished is not None:
+            return _serve_until(stop, board)
     log.info("began", extra={"fields": {"epoch": epoch, "attempt": settings.attempt}})
     board.pin(board.status.model_copy(update={"epoch": epoch, "state": "WaitingForWorkers"}))
     spaces = resumed.environment if resumed else _spaces(channel, stop, board)
@@ -146,7 +146,7 @@ def _train(settings: Settings, environment: Mapping[str, str], stop: threading.E
     parts = modules.learner.Parts(settings, channel, saver, board, metrics, trackers, stop.is_set)
     learner = modules.learner.Learner(parts, spaces, resumed)
     learner.run()
-    _serve_until(stop, board)
+    return _serve_until(stop, board)
 
 
 class _Heavy:
@@ -186,6 +186,18 @@ def _in_background(work: Callable[[], T]) -> Callable[[], T]:
         return results[0]
 
     return answer
+
+
+def _resume(store: CheckpointStore, heavy: Callable[[], _Heavy], stop: threading.Event, board: Board) -> Any:
+    """The newest whole checkpoint, read and shown; None where there is none."""
+    loaded = _patiently(store.newest, stop, board)
+    if loaded is None:
+        return None
+    resumed = _read(loaded, heavy())
+    board.pin(resumed.as_status(board.status))
+    if resumed.finished is not None:
+        log.info("the job has finished already", extra={"fields": {"checkpoint": resumed.name}})
+    return resumed
 
 
 def _read(loaded: Loaded, modules: _Heavy) -> Any:
