@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from fragments import evaluation, rollout
+from fragments import evaluation, header, rollout
+from ratchet_trainer.algorithms.errors import Diverged
 from ratchet_trainer.board import Board
 from ratchet_trainer.interruption import pause
 from ratchet_trainer.learner import Learner, Parts
@@ -21,7 +23,15 @@ from s3server import HeldStore, S3Server
 
 from ratchet.api.v1alpha1 import TrainerStatus, TrainingConfig
 from ratchet.checkpoints import Lineage, StorageUnavailable
-from ratchet.experience import Fragment, LearnerChannel, Patience, Ticket, WorkerChannel, encode
+from ratchet.experience import (
+    Fragment,
+    LearnerChannel,
+    Patience,
+    RedisUnreachable,
+    Ticket,
+    WorkerChannel,
+    encode,
+)
 from ratchet.policies import EnvironmentSpec, SpaceSpec
 from ratchet.weights import decode
 
@@ -301,6 +311,73 @@ def test_redis_lost_again_while_it_is_written_anew_is_no_failure(
 
     trainer.answer(trainer.take())
     trainer.until(updates(2))
+
+
+def test_what_was_learned_since_the_last_checkpoint_is_kept_when_redis_stays_away(
+    start: Callable[..., Trainer],
+    store: HeldStore,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    trainer = start()
+    monkeypatch.setattr(trainer.channel, "_patience", Patience(total=0.1))
+    trainer.answer(trainer.take())
+    trainer.until(updates(1))
+    redis_server.stop()
+    trainer.thread.join(PATIENCE_SECONDS)
+
+    assert [type(failure) for failure in trainer.failure] == [RedisUnreachable]
+    loaded = store.newest()
+    assert loaded is not None
+    assert loaded.stored.manifest.steps == STEPS
+
+
+def test_an_evaluation_that_is_lost_with_redis_is_asked_for_again(start: Callable[..., Trainer]):
+    trainer = start(evaluation={"everySteps": STEPS, "episodes": 1})
+    trainer.answer(trainer.take())
+    lost = trainer.take()
+    assert lost.kind == "evaluate"
+    trainer.redis.flushall()
+    trainer.epoch = trainer.until(lambda status: status.epoch == lost.epoch + 1).epoch
+
+    again = trainer.take()
+    assert (again.kind, again.seed) == ("evaluate", lost.seed)
+    trainer.answer(again)
+
+    assert trainer.until(lambda status: status.evaluation.latest).progress.updates == 1
+
+
+def test_an_evaluation_that_is_lost_with_its_learner_is_asked_for_by_the_next(
+    start: Callable[..., Trainer], store: HeldStore
+):
+    arguments = {"evaluation": {"everySteps": STEPS, "episodes": 1}}
+    first = start(**arguments)
+    first.answer(first.take())
+    assert first.take().kind == "evaluate"
+    first.end()
+    loaded = store.newest()
+    assert loaded is not None
+
+    second = start(resumed=Resumed.read(loaded), **arguments)
+
+    assert second.take().kind == "evaluate"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_evaluation_that_is_not_finite_is_divergence_and_never_in_a_status(
+    start: Callable[..., Trainer], value: float
+):
+    trainer = start(evaluation={"everySteps": STEPS, "episodes": 1})
+    trainer.answer(trainer.take())
+    ticket = trainer.take()
+    columns = {"episode_return": np.array([value], np.float32), "episode_length": np.array([1], np.int32)}
+    trainer.deliver(
+        Fragment(header(kind="evaluation", n=0, sequence=2, version=1, ticket=ticket.id), columns)
+    )
+    trainer.thread.join(PATIENCE_SECONDS)
+
+    assert [type(failure) for failure in trainer.failure] == [Diverged]
+    assert trainer.status.evaluation.latest is None
 
 
 def test_a_resumed_learner_goes_on_exactly(start: Callable[..., Trainer], store: HeldStore):
