@@ -1,0 +1,53 @@
+"""What the local cluster's tooling asks of a machine, without asking one."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "hack"))
+
+
+def test_the_python_that_make_found_is_the_one_that_runs():
+    """Where python3 is older than 3.11, another one is on PATH beside it."""
+    done = subprocess.run(
+        ["hack/cluster", "doctor"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": "echo"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "-m localcluster doctor\n"
+    assert "\nexport PYTHON :=" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("offered", [None, "Package: docker-cli"])
+def test_the_client_is_installed_where_it_is_a_package_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offered: str | None
+):
+    from localcluster import engine
+
+    ran: list[list[str]] = []
+    monkeypatch.setattr(engine, "answer", lambda words, **_: offered)
+    monkeypatch.setattr(engine, "run", lambda words, **_: ran.append(words))
+
+    engine.install(tmp_path / "log")
+
+    assert ("docker-cli" in ran[-1]) == (offered is not None)
+    assert "docker.io" in ran[-1]
+
+
+def test_each_image_build_takes_the_package_index_that_the_machine_has_set():
+    from localcluster import images
+
+    wanted = {name for name in images.PASSED_ON if name.startswith("UV_")}
+    for dockerfile in images.IMAGES.values():
+        text = (ROOT / dockerfile).read_text()
+        declared = {line.removeprefix("ARG ") for line in text.splitlines() if line.startswith("ARG ")}
+        assert wanted <= declared, dockerfile
