@@ -55,7 +55,9 @@ def installed() -> bool:
 def install(log: Path) -> None:
     env = {"DEBIAN_FRONTEND": "noninteractive"}
     run(["apt-get", "update"], log=log, env=env, hint="apt-get cannot reach its sources.")
-    run(["apt-get", "install", "--yes", "--no-install-recommends", *PACKAGES], log=log, env=env)
+    # Debian 13 has the client in a package of its own, which docker.io only recommends.
+    client = ["docker-cli"] if answer(["apt-cache", "show", "docker-cli"]) else []
+    run(["apt-get", "install", "--yes", "--no-install-recommends", *PACKAGES, *client], log=log, env=env)
 
 
 def start(settings: Settings, log: Path) -> None:
