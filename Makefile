@@ -20,7 +20,7 @@ export PATH := $(abspath .build/path):$(PATH)
 # Tests and benchmarks share their cores with a cluster, and small matrices gain nothing from threads.
 export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
-export PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 export PYTHON
 MANIFESTS := pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml rollout_image/pyproject.toml
 PROJECTS := -e '.[data,cli]' -e operator -e trainer_image -e rollout_image

@@ -24,7 +24,7 @@ def test_the_python_that_make_found_is_the_one_that_runs():
         text=True,
     )
     assert done.stdout == "-m localcluster doctor\n"
-    assert "\nexport PYTHON :=" in (ROOT / "Makefile").read_text()
+    assert "\nexport PYTHON\n" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("offered", [None, "Package: docker-cli"])
