@@ -64,6 +64,7 @@ class World:
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Json] = {}
         self.secret_uid: str | None = None
+        self.devices: dict[str, int] = {}
         self.counter = itertools.count(1)
         self.now = START
         self.writes = 0
@@ -173,7 +174,7 @@ class World:
             pool=self.get(ROLLOUT_POOL, "job-rollouts"),
             pods=tuple(pod for pod in self.all(POD) if labels_of(pod).get(JOB_LABEL) == "job"),
             secrets={"job-redis": self.secret_uid},
-            devices={},
+            devices=self.devices,
             trainer=self.trainer(job),
             progress_written=self.progress_written.get("job"),
         )
@@ -729,3 +730,21 @@ def test_a_job_that_is_to_go_at_once_when_it_has_ended_says_first_how_it_ended()
     world.operate()
 
     assert world.get(TRAINING_JOB, "job") is None
+
+
+def test_a_trainer_whose_gpu_node_is_gone_for_good_goes_on_without_it():
+    world = new_world(trainer={"gpu": {"count": 1, "fallback": "CPU"}})
+    world.devices = {"nvidia.com/gpu": 1}
+    world.settle()
+    assert status_of(world.get(TRAINING_JOB, "job"))["device"] == "GPU"
+    (pod,) = [pod for pod in world.all(POD) if name_of(pod).startswith("job-trainer")]
+    pod["spec"] = {**pod["spec"], "nodeName": "gpu-node"}
+
+    world.devices = {}
+    world.operate()
+    assert status_of(world.get(TRAINING_JOB, "job"))["device"] == "GPU", "its plugin may only be restarting"
+
+    world.delete("Pod", name_of(pod))
+    world.settle()
+    assert status_of(world.get(TRAINING_JOB, "job"))["device"] == "CPU"
+    assert world.events.count("FallbackCPU") == 1

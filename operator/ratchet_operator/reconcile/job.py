@@ -34,8 +34,9 @@ from ratchet_operator.ledger import Ledger, read_ledger
 from ratchet_operator.plan import Apply, CreateRedisSecret, Delete, Occurrence, Plan
 from ratchet_operator.policies.device import DeviceChoice, choose_device
 from ratchet_operator.policies.finished import seconds_to_live
+from ratchet_operator.policies.waiting import alive
 from ratchet_operator.reconcile.children import ChildStep, removal, removals, resource_version, step
-from ratchet_operator.reconcile.history import advance, live_attempt, live_device
+from ratchet_operator.reconcile.history import advance, component_pods, live_attempt, live_device
 from ratchet_operator.reconcile.jobstatus import Waiting, job_status, status_patch
 from ratchet_operator.settings import Installation
 
@@ -92,7 +93,9 @@ def reconcile_job(job: Json, seen: JobSeen, now: datetime) -> Plan:
         # Only the status could say that it has ended, and children live: whoever wrote that was not us.
         before = before.model_copy(update={"outcome": None, "completion_time": None, "final": None})
     before = before.model_copy(update={"attempt": max(before.attempt, live_attempt(live_trainer))})
-    running_on = live_device(live_trainer)
+    # A trainer that has found no node has not started, and its device can still be chosen.
+    trainers = alive(component_pods(pods, "trainer"))
+    running_on = live_device(live_trainer) if any(spec_of(pod).get("nodeName") for pod in trainers) else None
     choice = choose_device(spec.trainer.gpu, mine.devices, running_on)
     after, occurrences = advance(before, context, mine.pods, trainer, choice, status_of(job), now)
     if after.outcome is not None:
