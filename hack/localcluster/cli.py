@@ -122,10 +122,12 @@ def _engine(settings: Settings) -> None:
 
 
 def _doctor(settings: Settings, _: argparse.Namespace) -> None:
-    """Says nothing where nothing is missing. Where no engine runs yet, `up` asks for registries."""
+    """Says nothing where nothing is missing. Where no engine runs yet, `up` asks for registries; Go comes
+    with `make setup`.
+    """
     engine.require_possible()
     if engine.reachable() and nodeimage.choose() is None:
-        nodeimage.require_buildable()
+        nodeimage.require_permitted()
 
 
 def _up(settings: Settings, arguments: argparse.Namespace) -> None:

@@ -80,7 +80,17 @@ def require_buildable() -> None:
         MissingRequirementError: with what is missing and how to get it.
 
     """
+    require_permitted()
     gomods.require_go()
+
+
+def require_permitted() -> None:
+    """The part of `require_buildable` that `make setup` can't help with.
+
+    Raises:
+        MissingRequirementError: with what is missing and how to get it.
+
+    """
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise MissingRequirementError(
             "no image registry is reachable, and building the node image takes root and apt-get",

