@@ -38,7 +38,8 @@ class Controller:
         self.queue = WorkQueue(time.monotonic)
         self.feed = Feed(self.cache, self.queue)
         self.trainers = TrainerWatch(self.cache, settings.status_interval, self.feed.trainer_said)
-        sightings = SecretSightings(api)
+        # Shorter than the time between two resyncs, so that each of them looks.
+        sightings = SecretSightings(api, 0.8 * settings.resync_seconds)
         self._observer = Observer(api, self.cache, sightings, settings.installation, self.trainers.answer)
         self._executor = Executor(api, self.cache, sightings, settings.pod_name)
         self.synced = False

@@ -40,7 +40,6 @@ from ratchet_operator.reconcile.job import JobSeen, user_secrets
 from ratchet_operator.reconcile.pool import PoolSeen
 from ratchet_operator.settings import Installation
 
-TRUST_PRESENT = 300.0
 TRUST_IN_DOUBT = 10.0
 TRUST_ABSENT = 2.0
 
@@ -50,8 +49,9 @@ class SecretSightings:
     metadata alone, and looked up again after a while: soon where something does not start.
     """
 
-    def __init__(self, api: ApiServer) -> None:
+    def __init__(self, api: ApiServer, trust_present: float = 240.0) -> None:
         self._api = api
+        self._trust_present = trust_present
         self._seen: dict[tuple[str, str], tuple[Json | None, float]] = {}
 
     def put(self, namespace: str, name: str, obj: Json | None) -> None:
@@ -65,7 +65,7 @@ class SecretSightings:
     async def uid(self, namespace: str, name: str, owner_uid: str | None, in_doubt: bool) -> str | None:
         """UID of the Secret; None where it is not, or belongs to another owner than the one asked for."""
         obj, at = self._seen.get((namespace, name), (None, float("-inf")))
-        trust = TRUST_ABSENT if obj is None else TRUST_IN_DOUBT if in_doubt else TRUST_PRESENT
+        trust = TRUST_ABSENT if obj is None else TRUST_IN_DOUBT if in_doubt else self._trust_present
         if asyncio.get_running_loop().time() - at > trust:
             obj = await self._api.get(SECRET, namespace, name, metadata_only=True)
             self.put(namespace, name, obj)
