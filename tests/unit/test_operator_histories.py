@@ -698,6 +698,25 @@ def test_how_pods_of_an_earlier_job_of_the_same_name_ended_is_not_held_against_t
     assert status_of(world.get(TRAINING_JOB, "job"))["attempt"] == 1
 
 
+def test_workers_of_an_earlier_job_of_the_same_name_are_not_counted_in_the_pool_of_this_one():
+    world = new_world()
+    world.settle()
+    earlier = [pod for pod in world.all(POD) if name_of(pod).startswith("job-rollouts")]
+    for pod in earlier:
+        seen = pod["status"]["containerStatuses"][0]
+        seen |= {"restartCount": 5, "state": {"terminated": {"exitCode": 10, "message": "no"}}}
+    spec = spec_of(world.get(TRAINING_JOB, "job"))
+    world.delete("RLTrainingJob", "job")
+    world.put({"kind": "RLTrainingJob", "metadata": {"name": "job"}, "spec": spec})
+    world.objects |= {("Pod", f"earlier-{name_of(pod)}"): pod for pod in earlier}
+
+    world.settle()
+
+    pool = world.get(ROLLOUT_POOL, "job-rollouts")
+    assert conditions(pool) == {"Ready": "True"}
+    assert [status_of(pool)[field] for field in ("replicas", "ready", "restarts")] == [2, 2, 0]
+
+
 def test_evicted_pods_that_nobody_removes_are_judged_once_however_many_they_are():
     world = new_world()
     world.settle()

@@ -1,7 +1,7 @@
 """RolloutPool: an elastic Indexed Job of workers for one RLTrainingJob."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -19,12 +19,14 @@ from ratchet_operator.build.workers import CONTAINER, worker_job
 from ratchet_operator.conditions import Verdict, conditions, no, yes
 from ratchet_operator.drift import stamped
 from ratchet_operator.kinds import (
+    JOB_UID_LABEL,
     ROLLOUT_POOL,
     WORKER_JOB,
     Json,
     controller_of,
     is_deleting,
     items,
+    labels_of,
     meta,
     name_of,
     spec_of,
@@ -98,6 +100,8 @@ def reconcile_pool(pool: Json, seen: PoolSeen, now: datetime) -> Plan:
         why = "its RLTrainingJob is gone"
         return Plan(status=patch, delete=tuple(removals(WORKER_JOB, seen.worker_jobs.values(), uid, why)))
     context = PoolContext(name_of(pool), uid, spec, JobContext.of(seen.job, job_spec, seen.installation))
+    pods = tuple(pod for pod in seen.pods if labels_of(pod).get(JOB_UID_LABEL) == context.job.uid)
+    seen = replace(seen, pods=pods)
     secret_uid = seen.secrets.get(context.job.redis_secret_name)
     workers = _workers(pool, context, seen, secret_uid)
     apply, delete = _children(context, seen, workers, secret_uid)
