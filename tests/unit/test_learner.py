@@ -208,7 +208,7 @@ def test_an_evaluation_slower_than_its_deadline_is_taken_by_any_of_its_tickets(
     slow = trainer.take()
     assert slow.kind == "evaluate"
 
-    trainer.ahead += 60
+    trainer.ahead += 61
     again = trainer.take()
     assert (again.kind, again.seed) == ("evaluate", slow.seed)
     assert again.id != slow.id

@@ -114,6 +114,18 @@ def test_the_deadline_grows_with_what_answers_of_the_kind_take():
     assert lost.kind == "rollout"
 
 
+def test_an_evaluation_is_waited_for_longer_until_one_has_been_timed():
+    credit = Credit(fragments_per_batch=1, max_policy_lag=0)
+    [first] = shards(credit, episodes=1)
+
+    assert credit.overdue(waiting_in_redis=0, now=60.0) == []
+    [(lost, _)] = credit.overdue(waiting_in_redis=0, now=60.1)
+    assert lost == first
+
+    credit.took("evaluate", 0.1)
+    assert credit.deadline("evaluate") == SHORTEST_DEADLINE
+
+
 def test_after_a_loss_all_is_written_anew_and_no_id_comes_twice():
     credit = Credit(fragments_per_batch=2, max_policy_lag=0)
     before = ids(rollouts(credit))

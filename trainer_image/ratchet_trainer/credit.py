@@ -14,6 +14,8 @@ TicketKind = Literal["rollout", "evaluate"]
 
 SHORTEST_DEADLINE = 5.0
 DEADLINE_IN_FRAGMENTS = 5.0
+# Before any of a kind has been timed. An evaluation plays whole episodes, which may be long.
+UNTIMED_DEADLINE: dict[TicketKind, float] = {"rollout": SHORTEST_DEADLINE, "evaluate": 60.0}
 
 
 def _none_yet() -> dict[TicketKind, deque[float]]:
@@ -102,7 +104,9 @@ class Credit:
     def deadline(self, kind: TicketKind) -> float:
         """Seconds after which a taken ticket is taken for lost."""
         known = self._durations[kind]
-        return max(SHORTEST_DEADLINE, DEADLINE_IN_FRAGMENTS * median(known) if known else 0.0)
+        if not known:
+            return UNTIMED_DEADLINE[kind]
+        return max(SHORTEST_DEADLINE, DEADLINE_IN_FRAGMENTS * median(known))
 
     def _late(self, now: float) -> list[Ticket]:
         deadlines = {kind: self.deadline(kind) for kind in self._durations}
