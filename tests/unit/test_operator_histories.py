@@ -661,6 +661,26 @@ def test_a_scaled_pool_stays_as_it_was_scaled():
     assert spec_of(world.all(WORKER_JOB)[0])["parallelism"] == 3
 
 
+@pytest.mark.parametrize(
+    ("asked", "reason", "message"),
+    [
+        (4, "AllReady", "All workers are ready."),
+        (6, "AtMaxReplicas", "All workers are ready; spec.replicas asks for 6, and maxReplicas is 4."),
+        (0, "AtMinReplicas", "All workers are ready; spec.replicas asks for 0, and minReplicas is 1."),
+    ],
+)
+def test_a_pool_scaled_out_of_its_bounds_says_what_was_asked_and_what_bounds_it(asked, reason, message):
+    world = new_world()
+    world.settle()
+
+    scale_pool(world, asked)
+    world.settle()
+
+    pool = world.get(ROLLOUT_POOL, "job-rollouts")
+    (ready,) = status_of(pool)["conditions"]
+    assert (ready["status"], ready["reason"], ready["message"]) == ("True", reason, message)
+
+
 def test_a_worker_that_says_the_job_can_not_work_fails_it_in_its_own_words():
     world = new_world()
     world.settle()

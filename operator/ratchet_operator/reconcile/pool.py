@@ -43,6 +43,7 @@ from ratchet_operator.reconcile.patching import soft_patch
 from ratchet_operator.settings import Installation
 
 LOOK_FOR_SECRETS = 5.0  # seconds; Secrets can't be watched
+ALL_READY = yes("AllReady", "All workers are ready.")
 PROGRESS_FIELDS = ("stepsPerSecond", "waitingFraction", "ready", "replicas", "restarts")
 
 
@@ -74,11 +75,12 @@ class PoolSeen:
 
 @dataclass(frozen=True, slots=True)
 class _Workers:
-    """What the workers should be: how many, and why none where it is none."""
+    """What the workers should be: how many, why none where it is none, and what to say once all are ready."""
 
     replicas: int
     keep: bool = True
     pause: Verdict | None = None
+    when_ready: Verdict = ALL_READY
 
 
 def reconcile_pool(pool: Json, seen: PoolSeen, now: datetime) -> Plan:
@@ -90,13 +92,13 @@ def reconcile_pool(pool: Json, seen: PoolSeen, now: datetime) -> Plan:
         job_spec = RLTrainingJobSpec.model_validate(spec_of(seen.job)) if seen.job is not None else None
     except ValidationError as error:
         pause = no("InvalidSpec", "; ".join(item["msg"] for item in error.errors()))
-        return Plan(status=_status(pool, None, seen, 0, pause, now)[0])
+        return Plan(status=_status(pool, None, seen, _Workers(0, pause=pause), now)[0])
     uid = uid_of(pool)
     if seen.job is None or job_spec is None or is_deleting(seen.job):
         pause = no(
             "JobNotFound", f"There is no RLTrainingJob {spec.training_job_ref.name} in this namespace."
         )
-        patch, _ = _status(pool, spec, seen, 0, pause, now)
+        patch, _ = _status(pool, spec, seen, _Workers(0, pause=pause), now)
         why = "its RLTrainingJob is gone"
         return Plan(status=patch, delete=tuple(removals(WORKER_JOB, seen.worker_jobs.values(), uid, why)))
     context = PoolContext(name_of(pool), uid, spec, JobContext.of(seen.job, job_spec, seen.installation))
@@ -105,7 +107,7 @@ def reconcile_pool(pool: Json, seen: PoolSeen, now: datetime) -> Plan:
     secret_uid = seen.secrets.get(context.job.redis_secret_name)
     workers = _workers(pool, context, seen, secret_uid)
     apply, delete = _children(context, seen, workers, secret_uid)
-    patch, requeue = _status(pool, spec, seen, workers.replicas, workers.pause, now)
+    patch, requeue = _status(pool, spec, seen, workers, now)
     if secret_uid is None and not context.job.is_redis_managed:
         requeue = min(requeue or LOOK_FOR_SECRETS, LOOK_FOR_SECRETS)
     return Plan(apply=apply, delete=delete, status=patch, requeue_after=requeue)
@@ -130,8 +132,19 @@ def _workers(pool: Json, context: PoolContext, seen: PoolSeen, secret_uid: str |
         return _Workers(0, pause=no("SecretNotFound", f"There is no Secret {secret} with a REDIS_URL yet."))
     if seen.config_map is None:
         return _Workers(0, pause=no("WaitingForJob", f"The RLTrainingJob {name} has no configuration yet."))
-    spec = context.spec
-    return _Workers(max(spec.min_replicas, min(spec.replicas, spec.max_replicas)))
+    return _bounded(context.spec)
+
+
+def _bounded(spec: RolloutPoolSpec) -> _Workers:
+    """As many as asked for, within the bounds: the scale subresource lets any number through."""
+    asked = f"spec.replicas asks for {spec.replicas}"
+    if spec.replicas > spec.max_replicas:
+        message = f"All workers are ready; {asked}, and maxReplicas is {spec.max_replicas}."
+        return _Workers(spec.max_replicas, when_ready=yes("AtMaxReplicas", message))
+    if spec.replicas < spec.min_replicas:
+        message = f"All workers are ready; {asked}, and minReplicas is {spec.min_replicas}."
+        return _Workers(spec.min_replicas, when_ready=yes("AtMinReplicas", message))
+    return _Workers(spec.replicas)
 
 
 def _children(
@@ -177,46 +190,41 @@ def configuration_error(pods: tuple[Json, ...]) -> Termination | None:
     return found[-1] if found else None
 
 
-def _ready(seen: PoolSeen, wanted: int, pause: Verdict | None) -> Verdict:
-    if pause is not None:
-        return pause
+def _ready(seen: PoolSeen, workers: _Workers) -> Verdict:
+    if workers.pause is not None:
+        return workers.pause
     if seen.refused:
         return no("Refused", seen.refused)
     broken = configuration_error(seen.pods)
     if broken is not None:
         return no(broken.title, broken.sentence)
     ready = sum(is_ready(pod) for pod in seen.pods)
-    if ready >= wanted:
-        return yes("AllReady", "All workers are ready.")
+    if ready >= workers.replicas:
+        return workers.when_ready
     return why_not_ready("worker", [pod for pod in alive(seen.pods) if not is_ready(pod)])
 
 
 def _status(
-    pool: Json,
-    spec: RolloutPoolSpec | None,
-    seen: PoolSeen,
-    wanted: int,
-    pause: Verdict | None,
-    now: datetime,
+    pool: Json, spec: RolloutPoolSpec | None, seen: PoolSeen, workers: _Workers, now: datetime
 ) -> tuple[Json | None, float | None]:
     live = status_of(pool)
     generation = meta(pool).get("generation", 0)
     experience = PoolExperience(steps_per_second=0.0)
     if seen.trainer is not None and seen.job is not None and seen.trainer.uid == uid_of(seen.job):
         experience = seen.trainer.pools.get(name_of(pool), experience)
-    verdict = _ready(seen, wanted, pause)
+    verdict = _ready(seen, workers)
     status: Json = RolloutPoolStatus(
         observed_generation=generation,
         replicas=len(alive(seen.pods)),
-        wanted=wanted,
+        wanted=workers.replicas,
         ready=sum(is_ready(pod) for pod in seen.pods),
         restarts=sum(
             seen_container.get("restartCount", 0)
             for pod in seen.pods
             for seen_container in items(status_of(pod), "containerStatuses")
         ),
-        steps_per_second=experience.steps_per_second if pause is None else 0.0,
-        waiting_fraction=experience.waiting_fraction if pause is None else None,
+        steps_per_second=experience.steps_per_second if workers.pause is None else 0.0,
+        waiting_fraction=experience.waiting_fraction if workers.pause is None else None,
         selector=_selector_text(pool, spec),
     ).to_wire()
     status["conditions"] = conditions(live.get("conditions"), {"Ready": verdict}, generation, now)
