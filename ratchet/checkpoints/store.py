@@ -26,13 +26,8 @@ from ratchet.checkpoints.manifest import Blob, Manifest, order
 CREDENTIALS_FOLDER = "RATCHET_S3_CREDENTIALS_DIR"
 # A blob that no manifest names may belong to a checkpoint that is being written.
 GARBAGE_AGE = timedelta(hours=1)
-DENIED = frozenset(
-    {
-        "403", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed", "ExpiredToken",
-        "Forbidden", "InvalidAccessKeyId", "InvalidBucketName", "InvalidToken", "NoSuchBucket",
-        "PermanentRedirect", "SignatureDoesNotMatch", "XMinioAdminNoSuchUser",
-    }
-)  # fmt: skip
+# Of the answers that blame the request, those that may be others next time.
+PASSING = frozenset({408, 409, 425, 429})
 _T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
@@ -287,7 +282,7 @@ class CheckpointStore:
             ) from error
         except ClientError as error:
             code = _code(error)
-            if code in DENIED:
+            if _blames_the_request(error):
                 raise StorageDenied(f"{where}: {code}. {_advice(code)}") from error
             raise StorageUnavailable(f"{where}: {code}") from error
         except (BotoCoreError, OSError) as error:
@@ -299,17 +294,18 @@ def _code(error: ClientError) -> str:
     return str(response.get("Error", {}).get("Code", "Unknown"))
 
 
+def _blames_the_request(error: ClientError) -> bool:
+    """Servers have codes of their own (`XMinioAdminNoSuchUser`), but agree on the HTTP status."""
+    response: Any = error.response
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
+    return 300 <= status < 500 and status not in PASSING
+
+
 def _advice(code: str) -> str:
     match code:
         case "NoSuchBucket":
             return "Create the bucket, or correct checkpoint.s3.bucket"
-        case (
-            "InvalidAccessKeyId"
-            | "SignatureDoesNotMatch"
-            | "XMinioAdminNoSuchUser"
-            | "InvalidToken"
-            | "ExpiredToken"
-        ):
+        case _ if any(word in code for word in ("AccessKey", "Signature", "Token", "User")):
             return "Correct the keys in the Secret of checkpoint.s3.secretRef"
         case "AuthorizationHeaderMalformed" | "PermanentRedirect":
             return "Correct checkpoint.s3.region or endpoint"

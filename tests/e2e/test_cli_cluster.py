@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from cluster import eventually
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
@@ -44,6 +45,8 @@ def cluster() -> Iterator[Cluster]:
             raise
     yield connect(Target(namespace=SPACE))
     core.delete_namespace(SPACE)
+    names = lambda: {space.metadata.name for space in core.list_namespace().items}  # noqa: E731
+    eventually("the namespace is gone", lambda: SPACE not in names())
 
 
 def delete(name: str) -> None:
@@ -71,7 +74,7 @@ def test_the_file_wins_over_what_others_changed(cluster: Cluster) -> None:
 
 def test_what_is_absent_is_none_and_an_empty_namespace_an_empty_list(cluster: Cluster) -> None:
     assert cluster.get(RL_TRAINING_JOB, "absent") is None
-    assert cluster.objects(ROLLOUT_POOL) == []
+    assert connect(Target(namespace="kube-public")).objects(ROLLOUT_POOL) == []
     assert cluster.pods("ratchet.dev/job=absent") == []
 
 

@@ -342,6 +342,14 @@ def test_wrong_keys_are_denied_with_advice_and_without_the_secret(
     assert "not-the-secret" not in str(denied.value)
 
 
+def test_an_unknown_user_is_denied_whatever_this_server_calls_it(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stranger = S3Server(s3.endpoint, "stranger", "not-the-secret")
+    with pytest.raises(StorageDenied, match=r"Correct the keys in the Secret of checkpoint.s3.secretRef"):
+        connected(stranger, tmp_path, monkeypatch).newest()
+
+
 def test_a_missing_bucket_is_denied_with_advice(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,0 +1,33 @@
+"""What the cluster tests ask of a training job."""
+
+from cluster import Json, Namespace, progress
+
+
+def training(namespace: Namespace, name: str, beyond: int = 0) -> Json | None:
+    """The job once it has counted more than `beyond` steps."""
+    job = namespace.find("rlj", name)
+    return job if progress(job).get("steps", 0) > beyond else None
+
+
+def checkpointed(namespace: Namespace, name: str, beyond: int = 0) -> Json | None:
+    """The newest checkpoint once it is past `beyond` steps."""
+    job = namespace.find("rlj", name) or {}
+    latest = job.get("status", {}).get("checkpoints", {}).get("latest", {})
+    return latest if latest.get("steps", 0) > beyond else None
+
+
+def one_pod(namespace: Namespace, component: str, job: str) -> Json | None:
+    """The only pod of that component that is not on its way out."""
+    pods = [
+        pod
+        for pod in namespace.list("pods", f"ratchet.dev/job={job},ratchet.dev/component={component}")
+        if "deletionTimestamp" not in pod["metadata"]
+    ]
+    return pods[0] if len(pods) == 1 else None
+
+
+def assert_steps_are_the_accepted_fragments(job: Json) -> None:
+    """Fragments have one size here, so the step count says how many were accepted."""
+    environment, ppo = job["spec"]["environment"], job["spec"]["algorithm"]["ppo"]
+    size = environment["vectorSize"] * ppo["rolloutSteps"]
+    assert progress(job)["steps"] == progress(job)["fragmentsAccepted"] * size

@@ -1,0 +1,168 @@
+"""What a running job survives on the real cluster, and what it says of input that cannot work."""
+
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from cluster import Json, Namespace, condition, eventually, progress
+from jobs import assert_steps_are_the_accepted_fragments, checkpointed, one_pod, training
+
+OPERATOR = Namespace("ratchet-system")
+METRICS = "/api/v1/namespaces/ratchet-system/services/ratchet-metrics:8080/proxy/metrics"
+
+
+def writes_and_lease_reads() -> tuple[float, float]:
+    """What the operator wrote since it started, its Lease apart; how often it looked at the Lease."""
+    lines = [
+        line.rpartition(" ")
+        for line in OPERATOR.kubectl("get", "--raw", METRICS).splitlines()
+        if line.startswith(("ratchet_api_writes_total{", "ratchet_api_reads_total{"))
+    ]
+    writes = sum(float(count) for name, _, count in lines if "writes" in name and "Lease" not in name)
+    reads = sum(float(count) for name, _, count in lines if "reads" in name and "Lease" in name)
+    return writes, reads
+
+
+def said(namespace: Namespace, kind: str, *words: str) -> Callable[[], Json | None]:
+    """The condition of that type, once its message holds all the words."""
+
+    def found() -> Json | None:
+        it = condition(namespace.find("rlj", "endless"), kind)
+        return it if it and all(word in it["message"] for word in words) else None
+
+    return found
+
+
+@pytest.mark.parametrize("component", ["rollouts", "redis"])
+def test_a_killed_pod_costs_seconds_and_no_step(namespace: Namespace, endless: Json, component: str) -> None:
+    namespace.apply(endless)
+    eventually("a checkpoint is there", lambda: checkpointed(namespace, "endless"))
+    pod = eventually("one pod runs", lambda: one_pod(namespace, component, "endless"))
+
+    namespace.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
+
+    other = eventually(
+        "another pod takes its place",
+        lambda: (
+            (p := one_pod(namespace, component, "endless"))
+            and p["metadata"]["uid"] != pod["metadata"]["uid"]
+            and all(c["ready"] for c in p["status"].get("containerStatuses", [{"ready": False}]))
+            and p
+        ),
+    )
+    assert other["metadata"]["uid"] != pod["metadata"]["uid"]
+    then = progress(namespace.find("rlj", "endless"))["steps"]
+    job = eventually("training goes on", lambda: training(namespace, "endless", then))
+    assert_steps_are_the_accepted_fragments(job)
+    assert job["status"].get("failuresCounted", 0) == 0
+
+
+def test_a_wiped_and_a_forged_status_come_right_again(namespace: Namespace, endless: Json) -> None:
+    namespace.apply(endless)
+    job = eventually("it trains", lambda: training(namespace, "endless"))
+
+    for forged in (
+        {"status": None},
+        {"status": {"attempt": 7, "failuresCounted": 9, "startTime": "2001-01-01T00:00:00Z"}},
+    ):
+        namespace.patch("rlj", "endless", forged, subresource="status")
+
+        right = eventually(
+            "the status is what it was",
+            lambda: (
+                (j := training(namespace, "endless"))
+                and j["status"].get("startTime") == job["status"]["startTime"]
+                and j["status"].get("attempt") == job["status"]["attempt"]
+                and j["status"].get("failuresCounted", 0) == 0
+                and j
+            ),
+        )
+        assert condition(right, "Progressing")["status"] == "True"
+
+
+def test_a_trainer_that_fails_counts_and_the_next_attempt_goes_on(
+    namespace: Namespace, endless: Json
+) -> None:
+    namespace.apply(endless)
+    saved = eventually("a checkpoint is there", lambda: checkpointed(namespace, "endless"))
+    pod = eventually("one trainer runs", lambda: one_pod(namespace, "trainer", "endless"))
+
+    # From the node: inside its own container, nothing can kill process 1.
+    subprocess.run(
+        ["docker", "exec", pod["spec"]["nodeName"], "pkill", "-KILL", "-f", "bin/ratchet-trainer"], check=True
+    )
+
+    job = eventually(
+        "a second attempt has counted further",
+        lambda: (j := training(namespace, "endless", saved["steps"])) and j["status"]["attempt"] == 2 and j,
+    )
+    assert job["status"]["failuresCounted"] == 1
+    assert_steps_are_the_accepted_fragments(job)
+
+
+def test_a_quiet_minute_is_without_a_write(namespace: Namespace, endless: Json) -> None:
+    endless["spec"]["suspend"] = True
+    namespace.apply(endless)
+    eventually(
+        "the job is suspended",
+        lambda: condition(namespace.find("rlj", "endless"), "Suspended").get("status") == "True",
+    )
+    before = eventually("the operator has settled", _settled)
+
+    # It looks every three seconds, so this is more than a minute, with a full resync inside.
+    after = eventually(
+        "25 more looks at the Lease",
+        lambda: (now := writes_and_lease_reads())[1] >= before[1] + 25 and now,
+    )
+
+    assert after[0] == before[0]
+
+
+def _settled() -> tuple[float, float] | None:
+    """The counts, once two looks at the Lease have gone by without a write."""
+    first = writes_and_lease_reads()
+    later = eventually(
+        "two looks at the Lease", lambda: (now := writes_and_lease_reads())[1] >= first[1] + 2 and now
+    )
+    return later if later[0] == first[0] else None
+
+
+def test_wrong_s3_credentials_are_named(namespace: Namespace, endless: Json) -> None:
+    namespace.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "wrong"},
+            "stringData": {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "wrong-and-secret"},
+        }
+    )
+    endless["spec"]["checkpoint"]["s3"]["secretRef"]["name"] = "wrong"
+    endless["spec"]["failurePolicy"] = {"backoffLimit": 0}
+
+    namespace.apply(endless)
+
+    failed = eventually("the job fails", said(namespace, "Failed", "bucket ratchet", "secretRef"))
+    assert "wrong-and-secret" not in str(namespace.find("rlj", "endless"))
+    assert failed["status"] == "True"
+
+
+def test_a_missing_bucket_is_named(namespace: Namespace, endless: Json) -> None:
+    endless["spec"]["checkpoint"]["s3"]["bucket"] = "no-such-bucket"
+    endless["spec"]["failurePolicy"] = {"backoffLimit": 0}
+
+    namespace.apply(endless)
+
+    eventually("the job fails", said(namespace, "Failed", "no-such-bucket", "Create the bucket"))
+
+
+def test_an_image_that_cannot_be_pulled_is_named_while_the_job_waits(
+    namespace: Namespace, endless: Json
+) -> None:
+    endless["spec"]["trainer"] = {"image": "localhost:1/no/such-image:1"}
+
+    namespace.apply(endless)
+
+    waiting = eventually(
+        "the condition names it", said(namespace, "Progressing", "localhost:1/no/such-image:1")
+    )
+    assert waiting["status"] == "False"
