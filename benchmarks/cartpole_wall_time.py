@@ -116,6 +116,7 @@ def main() -> None:
         pairs.append(pair)
         for label, run in zip((f"Ratchet, seed {seed}", f"SB3 alone, seed {seed}"), pair, strict=True):
             row(label, run)
+    kubectl("delete", "rlj", manifest["metadata"]["name"])
     ours, theirs = (
         {key: statistics.median(pair[side][key] for pair in pairs) for key in pairs[0][1]} for side in (0, 1)
     )
