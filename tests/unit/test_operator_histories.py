@@ -31,6 +31,7 @@ from ratchet_operator.kinds import (
     sub,
     uid_of,
 )
+from ratchet_operator.ledger import stamp
 from ratchet_operator.plan import Apply, Plan
 from ratchet_operator.reconcile.job import JobSeen, reconcile_job
 from ratchet_operator.reconcile.pool import PoolSeen, reconcile_pool
@@ -40,6 +41,7 @@ from ratchet.api.v1alpha1 import TrainerStatus
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NAMESPACE = "team"
+SOON = 60.0
 JOB_SPEC: Json = {
     "environment": {"id": "CartPole-v1"},
     "algorithm": {"ppo": {"minibatchSize": 64}},
@@ -74,6 +76,7 @@ class World:
         self.steps = 0
         self.events: list[str] = []
         self.die_after: int | None = None
+        self.waits: list[float] = []
 
     def put(self, obj: Json) -> Json:
         old = self.objects.get((obj["kind"], name_of(obj)))
@@ -82,6 +85,8 @@ class World:
         metadata["namespace"] = NAMESPACE
         metadata["uid"] = uid_of(old) if old else f"uid-{next(self.counter)}"
         metadata["resourceVersion"] = str(next(self.counter))
+        created = sub(old, "metadata").get("creationTimestamp", stamp(self.now))
+        metadata.setdefault("creationTimestamp", created)
         changed = not old or spec_of(old) != spec_of(obj)
         metadata["generation"] = sub(old, "metadata").get("generation", 0) + int(changed)
         if old is not None and "status" in old and "status" not in obj:
@@ -150,9 +155,11 @@ class World:
     def operate(self, seen: "World | None" = None) -> None:
         """One step for every object, as seen now or as it was seen before."""
         view = seen or self
+        self.waits = []
         for kind in (TRAINING_JOB, ROLLOUT_POOL):
             for obj in view.all(kind):
                 plan = view.plan(kind, obj, self.now)
+                self.waits += [plan.requeue_after] if plan.requeue_after is not None else []
                 try:
                     self.execute(kind, name_of(obj), plan)
                 except ConflictError:
@@ -253,13 +260,13 @@ class World:
                 )
 
     def settle(self) -> int:
-        """Let time pass until nobody writes; returns how many rounds that took."""
+        """Let time pass until nobody writes or soon looks again; returns how many rounds that took."""
         for rounds in range(1, 40):
             self.now += timedelta(seconds=10)
             self.turn()
             before = self.writes
             self.operate()
-            if self.writes == before:
+            if self.writes == before and min(self.waits, default=SOON) >= SOON:
                 return rounds
         raise AssertionError(
             f"still writing: {[self.plan(TRAINING_JOB, job, self.now) for job in self.all(TRAINING_JOB)]}"
@@ -635,6 +642,92 @@ def test_a_worker_that_ended_as_if_done_is_started_again_with_a_new_job():
 
     (after,) = world.all(WORKER_JOB)
     assert uid_of(after) != before
+
+
+def test_a_worker_that_ended_as_if_done_after_long_work_does_not_wait():
+    world = new_world()
+    world.settle()
+    before = uid_of(world.all(WORKER_JOB)[0])
+    world.now += timedelta(hours=1)
+
+    complete_worker(world, 0)
+    for _ in range(2):
+        world.operate()
+
+    (after,) = world.all(WORKER_JOB)
+    assert uid_of(after) != before
+
+
+def test_an_image_that_always_ends_as_if_done_is_started_every_half_minute_and_says_so():
+    world = new_world()
+    for _ in range(4):
+        world.operate()
+
+    for _ in range(300):
+        world.now += timedelta(seconds=1)
+        complete_worker(world, 0)
+        world.operate()
+
+    (made,) = [count for name, count in world.creations.items() if name.startswith("Job/")]
+    assert 9 <= made <= 11
+    complete_worker(world, 0)
+    world.operate()
+    assert any(0 < wait <= 30 for wait in world.waits)
+    (ready,) = status_of(world.get(ROLLOUT_POOL, "job-rollouts"))["conditions"]
+    assert (ready["status"], ready["reason"]) == ("False", "WorkerExitedEarly")
+    assert "image ratchet-rollout:dev exited with 0" in ready["message"]
+    assert "exit with 143" in ready["message"]
+
+
+def test_the_image_that_corrects_one_that_ends_as_if_done_does_not_wait():
+    world = new_world()
+    for _ in range(4):
+        world.operate()
+    complete_worker(world, 0)
+    world.operate()
+
+    job = world.get(TRAINING_JOB, "job")
+    assert job is not None
+    world.put({**job, "spec": {**spec_of(job), "environment": {"id": "CartPole-v1", "image": "mine:2"}}})
+    for _ in range(3):
+        world.operate()
+
+    (worker,) = world.all(WORKER_JOB)
+    assert spec_of(worker)["template"]["spec"]["containers"][0]["image"] == "mine:2"
+
+
+def test_workers_that_were_deleted_are_the_job_controllers_to_replace():
+    """They exit with 143, which no index is complete by."""
+    world = new_world()
+    world.settle()
+    before = uid_of(world.all(WORKER_JOB)[0])
+    for pod in world.all(POD):
+        if name_of(pod).startswith("job-rollouts"):
+            world.delete("Pod", name_of(pod))
+    world.all(WORKER_JOB)[0]["status"] = {"failed": 2, "active": 0}
+
+    world.operate()
+    assert conditions(world.get(ROLLOUT_POOL, "job-rollouts")) == {"Ready": "False"}
+    world.turn()
+    world.operate()
+
+    (after,) = world.all(WORKER_JOB)
+    assert uid_of(after) == before
+    assert conditions(world.get(ROLLOUT_POOL, "job-rollouts")) == {"Ready": "True"}
+
+
+def test_an_ended_worker_job_of_an_earlier_pool_of_the_same_name_makes_room():
+    world = new_world()
+    world.settle()
+    earlier = world.all(WORKER_JOB)[0]
+    complete_worker(world, 0)
+    earlier["metadata"]["ownerReferences"][0]["uid"] = "uid-of-an-earlier-pool"
+    earlier["metadata"]["creationTimestamp"] = stamp(world.now)
+
+    world.settle()
+
+    (after,) = world.all(WORKER_JOB)
+    assert uid_of(after) != uid_of(earlier)
 
 
 def test_what_a_stale_view_would_forget_is_kept():

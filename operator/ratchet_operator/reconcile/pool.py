@@ -25,15 +25,17 @@ from ratchet_operator.kinds import (
     Json,
     controller_of,
     is_deleting,
+    is_owned_by,
     items,
     labels_of,
     meta,
     name_of,
     spec_of,
     status_of,
+    sub,
     uid_of,
 )
-from ratchet_operator.ledger import read_ledger
+from ratchet_operator.ledger import parse_stamp, read_ledger
 from ratchet_operator.plan import Apply, Delete, Plan
 from ratchet_operator.policies.failure import Termination, terminations
 from ratchet_operator.policies.progress import seconds_until_due
@@ -43,6 +45,7 @@ from ratchet_operator.reconcile.patching import soft_patch
 from ratchet_operator.settings import Installation
 
 LOOK_FOR_SECRETS = 5.0  # seconds; Secrets can't be watched
+LEAST_AGE = 30.0  # seconds that a worker Job lives at least, whatever its workers do
 ALL_READY = yes("AllReady", "All workers are ready.")
 PROGRESS_FIELDS = ("stepsPerSecond", "waitingFraction", "ready", "replicas", "restarts")
 
@@ -75,11 +78,19 @@ class PoolSeen:
 
 @dataclass(frozen=True, slots=True)
 class _Workers:
-    """What the workers should be: how many, why none where it is none, and what to say once all are ready."""
+    """What the workers should be.
+
+    Attributes:
+        pause: why there are none.
+        early: what is wrong with workers that ended as if their work were done.
+        when_ready: what to say once all are ready.
+
+    """
 
     replicas: int
     keep: bool = True
     pause: Verdict | None = None
+    early: Verdict | None = None
     when_ready: Verdict = ALL_READY
 
 
@@ -106,10 +117,13 @@ def reconcile_pool(pool: Json, seen: PoolSeen, now: datetime) -> Plan:
     seen = replace(seen, pods=pods)
     secret_uid = seen.secrets.get(context.job.redis_secret_name)
     workers = _workers(pool, context, seen, secret_uid)
-    apply, delete = _children(context, seen, workers, secret_uid)
-    patch, requeue = _status(pool, spec, seen, workers, now)
-    if secret_uid is None and not context.job.is_redis_managed:
-        requeue = min(requeue or LOOK_FOR_SECRETS, LOOK_FOR_SECRETS)
+    current = _current(context, seen, secret_uid)
+    workers = replace(workers, early=exited_early(current, uid))
+    wait = _seconds_to_wait(current, uid, now) if workers.replicas else 0.0
+    apply, delete = ((), ()) if wait else _children(context, seen, workers, secret_uid, current)
+    patch, due = _status(pool, spec, seen, workers, now)
+    look = LOOK_FOR_SECRETS if secret_uid is None and not context.job.is_redis_managed else None
+    requeue = min((seconds for seconds in (due, wait, look) if seconds), default=None)
     return Plan(apply=apply, delete=delete, status=patch, requeue_after=requeue)
 
 
@@ -147,23 +161,37 @@ def _bounded(spec: RolloutPoolSpec) -> _Workers:
     return _Workers(spec.replicas)
 
 
+def _current(context: PoolContext, seen: PoolSeen, secret_uid: str | None) -> Json | None:
+    """The worker Job of the template as it is now."""
+    return seen.worker_jobs.get(name_of(worker_job(context, secret_uid or "", 0, None)))
+
+
+def _seconds_to_wait(current: Json | None, pool_uid: str, now: datetime) -> float:
+    """Seconds until a worker Job that ended may be made anew: an image whose process ends at once must not
+    cost a Job a second. A Job of another template never waits for this one.
+    """
+    if current is None or not has_ended(current, pool_uid):
+        return 0.0
+    created = parse_stamp(meta(current).get("creationTimestamp", ""))
+    age = (now - created).total_seconds() if created is not None else LEAST_AGE
+    return min(LEAST_AGE, max(0.0, LEAST_AGE - age))
+
+
 def _children(
-    context: PoolContext, seen: PoolSeen, workers: _Workers, secret_uid: str | None
+    context: PoolContext, seen: PoolSeen, workers: _Workers, secret_uid: str | None, current: Json | None
 ) -> tuple[tuple[Apply, ...], tuple[Delete, ...]]:
     live = seen.worker_jobs
     if not workers.keep:
         return (), tuple(removals(WORKER_JOB, live.values(), context.uid, "the RLTrainingJob has ended"))
     if workers.replicas == 0 and (not live or secret_uid is None):
         return (), tuple(removals(WORKER_JOB, live.values(), context.uid, "there is nothing to connect to"))
-    wanted = worker_job(context, secret_uid or "", workers.replicas, None)
-    current = live.get(name_of(wanted))
     wanted = worker_job(context, secret_uid or "", workers.replicas, current)
     others = [job for name, job in live.items() if name != name_of(wanted)]
     if current is None and workers.replicas == 0:
         return (), tuple(
             removals(WORKER_JOB, others, context.uid, "the template changed, and no worker is wanted")
         )
-    if current is not None and has_ended(current):
+    if current is not None and has_ended(current, context.uid):
         why = "a worker ended as if its work were done; an Indexed Job never starts such an index again"
         return (), tuple(removals(WORKER_JOB, live.values(), context.uid, why))
     done = step(stamped(wanted), current, context.uid, ROLLOUT_POOL.kind)
@@ -173,14 +201,34 @@ def _children(
     return (done.apply,) if done.apply is not None else (), tuple(deletes)
 
 
-def has_ended(job: Json) -> bool:
-    """Whether any index of a worker Job is complete, or the whole Job is."""
+def has_ended(job: Json, pool_uid: str) -> bool:
+    """Whether any index of this pool's worker Job is complete, or the whole Job has ended."""
+    return is_owned_by(job, pool_uid) and (_is_complete(job) or "Failed" in _true_conditions(job))
+
+
+def _is_complete(job: Json) -> bool:
     status = status_of(job)
-    if status.get("completedIndexes") or status.get("succeeded"):
-        return True
-    return any(
-        condition.get("type") in ("Complete", "Failed") and condition.get("status") == "True"
-        for condition in items(status, "conditions")
+    return bool(
+        status.get("completedIndexes") or status.get("succeeded") or "Complete" in _true_conditions(job)
+    )
+
+
+def _true_conditions(job: Json) -> set[object]:
+    found = items(status_of(job), "conditions")
+    return {condition.get("type") for condition in found if condition.get("status") == "True"}
+
+
+def exited_early(job: Json | None, pool_uid: str) -> Verdict | None:
+    """What is wrong with the image of a worker Job of this pool in which a worker exited with 0."""
+    if job is None or not is_owned_by(job, pool_uid) or not _is_complete(job):
+        return None
+    containers = items(sub(job, "spec", "template", "spec"), "containers")
+    image = "".join(found.get("image", "") for found in containers if found.get("name") == CONTAINER)
+    return no(
+        "WorkerExitedEarly",
+        f"A worker of the image {image} exited with 0, as if its work were done. Its process must work until "
+        "it gets SIGTERM and exit with 143 then, and with another code than 0 when it can't go on. "
+        "All workers of the pool are started anew.",
     )
 
 
@@ -198,6 +246,8 @@ def _ready(seen: PoolSeen, workers: _Workers) -> Verdict:
     broken = configuration_error(seen.pods)
     if broken is not None:
         return no(broken.title, broken.sentence)
+    if workers.early is not None and workers.replicas:
+        return workers.early
     ready = sum(is_ready(pod) for pod in seen.pods)
     if ready >= workers.replicas:
         return workers.when_ready
