@@ -54,6 +54,18 @@ class Tracked:
         self.rows.append((steps, figures))
 
 
+class Stop(threading.Event):
+    """Remembers for how long it was waited for, and lets nobody wait for long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.pauses.append(timeout)
+        return super().wait(0.01)
+
+
 class Trainer:
     """A learner in a thread, on a clock that the test sets forward, and one worker."""
 
@@ -78,7 +90,7 @@ class Trainer:
             }
         )
         self.ahead = 0.0
-        self.stop = threading.Event()
+        self.stop = Stop()
         self.channel = LearnerChannel(
             server.client(), self.config.key_prefix, Patience(sleep=lambda seconds: pause(self.stop, seconds))
         )
@@ -93,7 +105,7 @@ class Trainer:
             self.board,
             Metrics("default", "cartpole"),
             [self.tracked],
-            self.stop.is_set,
+            self.stop,
             lambda: time.monotonic() + self.ahead,
         )
         self.learner = Learner(parts, SPACES, resumed)
@@ -254,6 +266,22 @@ def test_a_final_checkpoint_that_is_not_stored_is_complained_of_and_tried_again(
     store.failure = None
     status = trainer.until(lambda status: status.state == "Finished")
     assert status.message == ""
+
+
+def test_a_final_checkpoint_is_tried_again_after_pauses_that_grow_and_end_when_asked(
+    start: Callable[..., Trainer], store: HeldStore
+):
+    store.failure = StorageUnavailable("bucket ratchet: no answer")
+    trainer = start(stop={"maxSteps": STEPS})
+    trainer.answer(trainer.take())
+    trainer.answer(trainer.take())
+
+    trainer.until(lambda _: len(trainer.stop.pauses) >= 5)
+    assert trainer.stop.pauses[:5] == [1.0, 2.0, 4.0, 5.0, 5.0]
+
+    trainer.end()
+    assert trainer.failure == []
+    assert trainer.status.finished_reason is None
 
 
 def test_asked_to_end_it_waits_for_the_checkpoint_in_flight(start: Callable[..., Trainer], store: HeldStore):

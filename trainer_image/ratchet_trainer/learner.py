@@ -5,6 +5,7 @@ One thread does all of it. docs/data-plane.md says what is promised to workers a
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 READ_AT_MOST = 256
 BLOCK_MS = 200
 PIN_EVERY_SECONDS = 0.25
+STORE_AGAIN_SECONDS, STORE_AGAIN_AT_MOST_SECONDS = 1.0, 5.0
 EVALUATION_SEED = 1_000_003
 
 
@@ -51,7 +53,7 @@ class Parts:
     board: Board
     metrics: Metrics
     trackers: list[Tracker]
-    interrupted: Callable[[], bool]
+    stop: threading.Event
     clock: Callable[[], float] = time.monotonic
 
 
@@ -123,7 +125,7 @@ class Learner:
 
     def _train(self) -> None:
         anew = True
-        while not self._parts.interrupted():
+        while not self._parts.stop.is_set():
             try:
                 if anew:
                     self._hand_out_anew()
@@ -308,10 +310,13 @@ class Learner:
         saver = self._parts.saver
         self._save("final")
         saver.wait()
+        pause = STORE_AGAIN_SECONDS
         while saver.complaint:
             self._pin(force=True)
-            if self._parts.interrupted():
+            if self._parts.stop.wait(pause):
+                log.warning("ends as asked, without the final checkpoint")
                 return
+            pause = min(2 * pause, STORE_AGAIN_AT_MOST_SECONDS)
             log.warning("the final checkpoint is tried again")
             self._save("final")
             saver.wait()

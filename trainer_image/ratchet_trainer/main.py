@@ -143,7 +143,7 @@ def _train(settings: Settings, environment: Mapping[str, str], stop: threading.E
     )
     if resumed is not None:
         saver.remember(resumed.checkpoints)
-    parts = modules.learner.Parts(settings, channel, saver, board, metrics, trackers, stop.is_set)
+    parts = modules.learner.Parts(settings, channel, saver, board, metrics, trackers, stop)
     learner = modules.learner.Learner(parts, spaces, resumed)
     learner.run()
     return _serve_until(stop, board)
