@@ -12,7 +12,7 @@ from fragments import evaluation, header, rollout
 from ratchet_trainer.algorithms.errors import Diverged
 from ratchet_trainer.board import Board
 from ratchet_trainer.interruption import pause
-from ratchet_trainer.learner import Learner, Parts
+from ratchet_trainer.learner import LAST_WORDS_SECONDS, Learner, Parts
 from ratchet_trainer.metrics import Metrics
 from ratchet_trainer.resume import Resumed
 from ratchet_trainer.saving import Saver
@@ -20,6 +20,7 @@ from ratchet_trainer.settings import Settings
 from redis import Redis
 from redisserver import RedisServer
 from s3server import HeldStore, S3Server
+from safetensors.numpy import load as load_numpy
 
 from ratchet.api.v1alpha1 import TrainerStatus, TrainingConfig
 from ratchet.checkpoints import Lineage, StorageUnavailable
@@ -300,6 +301,91 @@ def test_asked_to_end_it_waits_for_the_checkpoint_in_flight(start: Callable[...,
     loaded = store.newest()
     assert loaded is not None
     assert loaded.stored.manifest.steps == STEPS
+
+
+EVALUATED_AT_EACH_UPDATE = {"everySteps": STEPS, "episodes": 1}
+
+
+def train_past_a_best_that_storage_holds_up(trainer: Trainer) -> dict[str, Any]:
+    """One best is being stored, a second waits for it, a third update follows; the second's weights."""
+    for _ in (1, 2):
+        trainer.answer(trainer.take())
+        evaluate = trainer.take()
+        assert evaluate.kind == "evaluate"
+        judged = trainer.worker.weights(None)
+        trainer.answer(evaluate)
+    trainer.answer(trainer.take())
+    trainer.until(updates(3))
+    assert judged is not None
+    assert judged.version == 2
+    return decode(judged.blob)
+
+
+def test_training_goes_on_while_storage_does_not_answer_and_the_best_is_stored_as_it_was_judged(
+    start: Callable[..., Trainer], store: HeldStore
+):
+    store.goes_on.clear()
+    trainer = start(evaluation=EVALUATED_AT_EACH_UPDATE)
+    judged = train_past_a_best_that_storage_holds_up(trainer)
+    assert trainer.status.checkpoints.latest is None
+
+    store.goes_on.set()
+    status = trainer.until(lambda status: status.checkpoints.best and status.checkpoints.best.steps > STEPS)
+
+    loaded = store.newest()
+    assert loaded is not None
+    assert status.evaluation.best is not None
+    manifest = loaded.stored.manifest
+    assert (manifest.version, manifest.steps) == (2, 2 * STEPS)
+    assert manifest.mean_return == status.evaluation.best.mean_return
+    policy = load_numpy(loaded.blobs["policy"])
+    assert {name: value.tobytes() for name, value in policy.items()} == {
+        name: value.tobytes() for name, value in judged.items()
+    }
+
+
+def test_asked_to_end_it_stores_the_best_that_waits_and_then_what_came_after(
+    start: Callable[..., Trainer], store: HeldStore
+):
+    store.goes_on.clear()
+    trainer = start(evaluation=EVALUATED_AT_EACH_UPDATE)
+    train_past_a_best_that_storage_holds_up(trainer)
+
+    trainer.stop.set()
+    store.goes_on.set()
+    trainer.end()
+
+    assert trainer.failure == []
+    assert [int(name.split("-")[-1]) for name in store.names()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"evaluation": EVALUATED_AT_EACH_UPDATE}, {"stop": {"maxSteps": STEPS}}],
+    ids=["the best", "the final one"],
+)
+def test_asked_to_end_it_gives_up_a_checkpoint_that_storage_never_takes(
+    start: Callable[..., Trainer],
+    store: HeldStore,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+):
+    store.goes_on.clear()
+    trainer = start(**changes)
+    trainer.answer(trainer.take())
+    trainer.answer(trainer.take())
+    assert store.begun.wait(PATIENCE_SECONDS)
+
+    trainer.stop.set()
+    end = time.monotonic() + PATIENCE_SECONDS
+    while trainer.thread.is_alive():
+        assert time.monotonic() < end, "still waits for storage"
+        trainer.ahead += LAST_WORDS_SECONDS
+        trainer.thread.join(0.05)
+
+    assert trainer.failure == []
+    assert trainer.status.finished_reason is None
+    assert "was given up: storage does not answer" in caplog.text
 
 
 def test_asked_to_end_while_redis_is_gone_it_stores_a_checkpoint(

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 READ_AT_MOST = 256
 BLOCK_MS = 200
 PIN_EVERY_SECONDS = 0.25
+LAST_WORDS_SECONDS = 20.0  # of the 30 that Kubernetes grants a trainer
+LOOK_EVERY_SECONDS = 0.1
 STORE_AGAIN_SECONDS, STORE_AGAIN_AT_MOST_SECONDS = 1.0, 5.0
 EVALUATION_SEED = 1_000_003
 
@@ -96,6 +98,8 @@ class Learner:
         self._saved_at = parts.clock()
         self._saved_steps = self._intake.steps
         self._pinned_at = float("-inf")
+        self._best: Snapshot | None = None
+        self._end_by: float | None = None
 
     def run(self) -> None:
         """Trains until a stop rule holds or the process is asked to end; either way the last state is stored.
@@ -118,10 +122,10 @@ class Learner:
 
     def _keep(self) -> None:
         """What has been learned since the last checkpoint goes into another, before this process ends."""
-        self._parts.saver.wait()
-        if self._intake.steps > self._saved_steps or self._parts.saver.complaint:
-            self._save("shutdown")
-            self._parts.saver.wait()
+        if not self._wait_for_storage():
+            return
+        if self._best is not None or self._intake.steps > self._saved_steps or self._parts.saver.complaint:
+            self._store_all("shutdown")
 
     def _train(self) -> None:
         anew = True
@@ -159,8 +163,7 @@ class Learner:
                 if self._intake.steps >= self._next_evaluation:
                     self._begin_evaluation()
                 self._hand_out_rollouts()
-        if self._parts.clock() - self._saved_at >= seconds(self._config.checkpoint.interval):
-            self._save("interval")
+        self._save_what_is_due()
         self._pin()
         return False
 
@@ -287,7 +290,8 @@ class Learner:
         }
         log.info("evaluated", extra={"fields": fields})
         if self._reason_to_stop() is None and (best is None or result.mean_return >= best.mean_return):
-            self._save("best")
+            # Of the policy that was judged, although storage may be busy until after the next updates.
+            self._best = self._snapshot("best")
 
     def _evaluated_version(self) -> int | None:
         latest = self._evaluations.latest
@@ -307,46 +311,80 @@ class Learner:
     def _finish(self, reason: Reason) -> None:
         """Says so only once the final checkpoint is stored: whoever hears it may end this process."""
         self._finished = reason
-        saver = self._parts.saver
-        self._save("final")
-        saver.wait()
         pause = STORE_AGAIN_SECONDS
-        while saver.complaint:
+        while not self._store_all("final") or self._parts.saver.complaint:
             self._pin(force=True)
             if self._parts.stop.wait(pause):
                 log.warning("ends as asked, without the final checkpoint")
                 return
             pause = min(2 * pause, STORE_AGAIN_AT_MOST_SECONDS)
             log.warning("the final checkpoint is tried again")
-            self._save("final")
-            saver.wait()
         self._shows_finished = True
         self._pin(force=True)
         log.info("finished", extra={"fields": {"reason": reason, "steps": self._intake.steps}})
 
-    def _save(self, why: Why) -> None:
-        if why == "interval" and (self._parts.saver.busy or self._intake.steps == self._saved_steps):
+    def _save_what_is_due(self) -> None:
+        """Never waits: training goes on whether storage answers or not."""
+        if self._parts.saver.busy:
             return
-        # What is stored by now goes into the snapshot.
-        self._parts.saver.wait()
+        overdue = self._parts.clock() - self._saved_at >= seconds(self._config.checkpoint.interval)
+        if self._best is not None:
+            best, self._best = self._best, None
+            self._save(best)
+        elif overdue and self._intake.steps != self._saved_steps:
+            self._save(self._snapshot("interval"))
+
+    def _store_all(self, why: Why) -> bool:
+        """Stores the best, if it is due, and then what is here now; False as `_wait_for_storage`."""
+        if not self._wait_for_storage():
+            return False
+        best, self._best = self._best, None
+        if best is not None and best.version != self._version:
+            self._save(best)
+            if not self._wait_for_storage():
+                return False
+        self._save(self._snapshot(why))
+        return self._wait_for_storage()
+
+    def _wait_for_storage(self) -> bool:
+        """Waits until nothing is in flight; False if that was given up because this process must end."""
+        parts = self._parts
+        while parts.saver.busy:
+            parts.saver.wait(LOOK_EVERY_SECONDS)
+            parts.board.beat()
+            if not parts.stop.is_set():
+                continue
+            if self._end_by is None:
+                self._end_by = parts.clock() + LAST_WORDS_SECONDS
+            if parts.saver.busy and parts.clock() >= self._end_by:
+                log.warning(
+                    "a checkpoint in flight was given up: storage does not answer",
+                    extra={"fields": {"steps": self._intake.steps, "seconds": LAST_WORDS_SECONDS}},
+                )
+                return False
+        parts.saver.check()
+        return True
+
+    def _save(self, snapshot: Snapshot) -> None:
+        self._parts.saver.begin(snapshot)
+        self._saved_at, self._saved_steps = self._parts.clock(), snapshot.steps
+
+    def _snapshot(self, why: Why) -> Snapshot:
         latest = self._evaluations.latest
-        self._parts.saver.begin(
-            Snapshot(
-                why=why,
-                epoch=self._parts.channel.epoch,
-                version=self._version,
-                steps=self._intake.steps,
-                mean_return=latest.mean_return
-                if latest is not None and latest.policy_version == self._version
-                else None,
-                tensors=self._ppo.state_dict(),
-                policy=self._ppo.acting_parameters(),
-                policy_spec=self._ppo.policy_spec,
-                progress=self._progress_json(),
-                metrics=asdict(self._last_update) if self._last_update else {},
-            )
+        return Snapshot(
+            why=why,
+            epoch=self._parts.channel.epoch,
+            version=self._version,
+            steps=self._intake.steps,
+            mean_return=latest.mean_return
+            if latest is not None and latest.policy_version == self._version
+            else None,
+            tensors=self._ppo.state_dict(),
+            policy=self._ppo.acting_parameters(),
+            policy_spec=self._ppo.policy_spec,
+            progress=self._progress_json(),
+            metrics=asdict(self._last_update) if self._last_update else {},
         )
-        self._saved_at, self._saved_steps = self._parts.clock(), self._intake.steps
 
     def _progress_json(self) -> dict[str, Any]:
         return Resumed.to_json(

@@ -108,10 +108,10 @@ class Saver:
             failure, self._failure = self._failure, None
             raise failure
 
-    def wait(self) -> None:
-        """Until nothing is in flight; raises as `check`."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Until nothing is in flight, or that long; raises as `check`."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
         self.check()
 
     def _run(self, snapshot: Snapshot) -> None:
