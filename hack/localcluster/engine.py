@@ -124,9 +124,17 @@ def stop(settings: Settings) -> bool:
     os.kill(pid, signal.SIGTERM)
     if not wait_until(lambda: running_pid(settings) is None, seconds=60):
         raise StepError(f"dockerd (process {pid}) does not stop", hint=tail(_engine_log(settings)))
-    # dockerd leaves its bridge behind; a new one makes it again.
+    # dockerd leaves its bridge behind; a new one makes it again. And its data folder stays mounted on itself.
     answer(["ip", "link", "delete", "docker0"])
+    for mounted in reversed(_mounts_below(settings.home / "docker")):
+        answer(["umount", mounted])
     return True
+
+
+def _mounts_below(folder: Path) -> list[str]:
+    """Mount points at or below a folder, in the order in which they were mounted."""
+    points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    return [point for point in points if Path(point).is_relative_to(folder)]
 
 
 def running_pid(settings: Settings) -> int | None:
