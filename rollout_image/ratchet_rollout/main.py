@@ -27,6 +27,7 @@ from ratchet.experience import (  # noqa: E402
     WorkerChannel,
     connect,
 )
+from ratchet.lastwords import leave  # noqa: E402
 from ratchet.logs import write_json_lines  # noqa: E402
 from ratchet_rollout.errors import ConfigError, Interrupted  # noqa: E402
 from ratchet_rollout.worker import Identity, Shutdown, Worker  # noqa: E402
@@ -36,8 +37,6 @@ logger = logging.getLogger(__name__)
 # 128 + SIGTERM, as if the signal had not been caught: an Indexed Job takes 0 for work that is done, and
 # would never start this index again.
 ASKED_TO_END = 143
-# What Kubernetes keeps of a termination message.
-LONGEST_MESSAGE = 4096
 
 
 def main() -> None:
@@ -60,12 +59,12 @@ def run(environment: Mapping[str, str], shutdown: Shutdown) -> int:
     except Interrupted:
         logger.info("ended in the midst of work; the learner asks for it again")
     except (ConfigError, InvalidRedisUrl) as error:
-        return _end(environment, ExitCode.CONFIG, str(error))
+        return leave(environment, ExitCode.CONFIG, str(error), logger)
     except RedisUnreachable as error:
-        return _end(environment, ExitCode.REDIS, str(error))
+        return leave(environment, ExitCode.REDIS, str(error), logger)
     except Exception as error:
         logger.exception("failed")
-        return _end(environment, 1, f"{type(error).__name__}: {error}")
+        return leave(environment, 1, f"{type(error).__name__}: {error}", logger)
     return ASKED_TO_END
 
 
@@ -105,13 +104,3 @@ def _index(environment: Mapping[str, str]) -> int:
     if not text.isdigit():
         raise ConfigError(f"JOB_COMPLETION_INDEX is {text!r}: it must be the worker's number, from 0")
     return int(text)
-
-
-def _end(environment: Mapping[str, str], code: int, message: str) -> int:
-    logger.error(message, extra={"fields": {"exitCode": int(code)}})
-    path = Path(environment.get("RATCHET_TERMINATION_LOG", "/dev/termination-log"))
-    try:
-        path.write_text(message.encode()[:LONGEST_MESSAGE].decode(errors="ignore"))
-    except OSError as error:
-        logger.warning("no termination message can be left", extra={"fields": {"error": error.strerror}})
-    return int(code)

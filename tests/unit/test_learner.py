@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,7 +99,7 @@ class Trainer:
         self.tracked = Tracked()
         lineage = Lineage(namespace="default", job="cartpole", uid="1f2e", attempt=1)
         parts = Parts(
-            Settings(self.config, 1, "CPU", 0, Path("/dev/null"), None, ""),
+            Settings(self.config, 1, "CPU", 0, None, ""),
             self.channel,
             Saver(store, self.config.checkpoint, lineage, dict),
             self.board,

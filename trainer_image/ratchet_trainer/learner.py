@@ -297,11 +297,15 @@ class Learner:
         latest = self._evaluations.latest
         return latest.policy_version if latest is not None else None
 
-    def _reason_to_stop(self) -> Reason | None:
+    def _evaluated_return(self) -> float | None:
+        """Of the policy as it is now; None where it has not been evaluated."""
         latest = self._evaluations.latest
-        now_evaluated = latest is not None and latest.policy_version == self._version
-        evaluated_return = latest.mean_return if latest is not None and now_evaluated else None
-        return reason_to_stop(self._config.stop, self._intake.steps, self._active_seconds(), evaluated_return)
+        return latest.mean_return if latest is not None and latest.policy_version == self._version else None
+
+    def _reason_to_stop(self) -> Reason | None:
+        return reason_to_stop(
+            self._config.stop, self._intake.steps, self._active_seconds(), self._evaluated_return()
+        )
 
     def _active_seconds(self) -> float:
         return self._active_before + (
@@ -370,15 +374,12 @@ class Learner:
         self._saved_at, self._saved_steps = self._parts.clock(), snapshot.steps
 
     def _snapshot(self, why: Why) -> Snapshot:
-        latest = self._evaluations.latest
         return Snapshot(
             why=why,
             epoch=self._parts.channel.epoch,
             version=self._version,
             steps=self._intake.steps,
-            mean_return=latest.mean_return
-            if latest is not None and latest.policy_version == self._version
-            else None,
+            mean_return=self._evaluated_return(),
             tensors=self._ppo.state_dict(),
             policy=self._ppo.acting_parameters(),
             policy_spec=self._ppo.policy_spec,

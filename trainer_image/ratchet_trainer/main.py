@@ -43,8 +43,10 @@ from ratchet.experience import (  # noqa: E402
     RedisUnreachable,
     connect,
 )
+from ratchet.lastwords import leave  # noqa: E402
 from ratchet.logs import write_json_lines  # noqa: E402
 from ratchet.policies.spec import EnvironmentSpec  # noqa: E402
+from ratchet_trainer.algorithms.errors import Diverged  # noqa: E402
 from ratchet_trainer.board import Board  # noqa: E402
 from ratchet_trainer.interruption import Interrupted, pause  # noqa: E402
 from ratchet_trainer.metrics import Metrics  # noqa: E402
@@ -54,7 +56,6 @@ from ratchet_trainer.web import serve  # noqa: E402
 
 log = logging.getLogger("ratchet_trainer")
 
-LONGEST_MESSAGE = 4096  # of what Kubernetes keeps
 STORAGE_PATIENCE_SECONDS = 120.0
 LOOK_FOR_WORKERS_SECONDS = 0.1
 T = TypeVar("T")
@@ -78,28 +79,25 @@ def main() -> None:
 
 def run(environment: Mapping[str, str], stop: threading.Event) -> int:
     """Trains until asked to end; the exit code. The last words go where RATCHET_TERMINATION_LOG says."""
-    path = environment.get("RATCHET_TERMINATION_LOG", "/dev/termination-log")
-    from ratchet_trainer.algorithms.errors import Diverged
-
     try:
         _train(read_settings(environment), environment, stop)
     except Interrupted:
         log.info("ends as asked, with nothing to save")
     except (InvalidConfiguration, InvalidRedisUrl) as error:
-        return _end(path, ExitCode.CONFIG, str(error))
+        return leave(environment, ExitCode.CONFIG, str(error), log)
     except (StorageDenied, StorageUnavailable) as error:
-        return _end(path, ExitCode.STORAGE, str(error))
+        return leave(environment, ExitCode.STORAGE, str(error), log)
     except Diverged as error:
-        return _end(path, ExitCode.DIVERGED, str(error))
+        return leave(environment, ExitCode.DIVERGED, str(error), log)
     except RedisUnreachable as error:
-        return _end(path, ExitCode.REDIS, str(error))
+        return leave(environment, ExitCode.REDIS, str(error), log)
     except (Fenced, Superseded) as error:
-        return _end(path, ExitCode.FENCED, str(error))
+        return leave(environment, ExitCode.FENCED, str(error), log)
     except CheckpointsUnreadable as error:
-        return _end(path, ExitCode.CHECKPOINTS, str(error))
+        return leave(environment, ExitCode.CHECKPOINTS, str(error), log)
     except Exception as error:
         log.exception("failed")
-        return _end(path, 1, f"{type(error).__name__}: {error}")
+        return leave(environment, 1, f"{type(error).__name__}: {error}", log)
     return 0
 
 
@@ -249,16 +247,6 @@ def _lineage(settings: Settings, parent: str | None) -> Lineage:
         image=settings.image,
         versions={"ratchet": __version__, "torch": version("torch"), "numpy": version("numpy")},
     )
-
-
-def _end(path: str, code: int, message: str) -> int:
-    log.error(message, extra={"fields": {"exitCode": int(code)}})
-    try:
-        with open(path, "w") as file:
-            file.write(message[:LONGEST_MESSAGE])
-    except OSError as error:
-        log.warning("no termination message can be left: %s", error.strerror)
-    return int(code)
 
 
 if __name__ == "__main__":

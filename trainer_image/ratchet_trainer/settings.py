@@ -28,7 +28,6 @@ class Settings:
     attempt: int
     device: Literal["CPU", "GPU"]
     port: int
-    termination_log: Path
     tracker: str | None
     image: str
 
@@ -52,7 +51,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         attempt=int(attempt),
         device="GPU" if environment.get("RATCHET_DEVICE") == "GPU" else "CPU",
         port=int(port),
-        termination_log=Path(environment.get("RATCHET_TERMINATION_LOG", "/dev/termination-log")),
         tracker=environment.get("RATCHET_TRACKER") or None,
         image=environment.get("RATCHET_IMAGE", ""),
     )

@@ -14,37 +14,30 @@ Quantity = Annotated[
 LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)]
 
 
-# `namespace` is a keyword of CEL, so its rules write __namespace__.
-class SecretReference(ApiModel):
+def _no_namespace(advice: str) -> Rule:
+    # `namespace` is a keyword of CEL, so the rule writes __namespace__.
+    return Rule(
+        "!has(self.__namespace__)",
+        f"a reference carries a name and never a namespace: remove namespace and {advice}",
+        lambda self: self.namespace is None,
+    )
+
+
+class _Reference(ApiModel):
+    name: Name
+    namespace: str | None = Field(default=None, max_length=63, description="Always refused.")
+
+
+class SecretReference(_Reference):
     """The name of a Secret in the same namespace."""
 
-    name: Name
-    namespace: str | None = Field(default=None, max_length=63, description="Always refused.")
-
-    rules: ClassVar = (
-        Rule(
-            "!has(self.__namespace__)",
-            "a reference carries a name and never a namespace: remove namespace and put the "
-            "Secret into the namespace of this object",
-            lambda self: self.namespace is None,
-        ),
-    )
+    rules: ClassVar = (_no_namespace("put the Secret into the namespace of this object"),)
 
 
-class LocalReference(ApiModel):
+class LocalReference(_Reference):
     """The name of an object in the same namespace."""
 
-    name: Name
-    namespace: str | None = Field(default=None, max_length=63, description="Always refused.")
-
-    rules: ClassVar = (
-        Rule(
-            "!has(self.__namespace__)",
-            "a reference carries a name and never a namespace: remove namespace and create this "
-            "object in the namespace of what it refers to",
-            lambda self: self.namespace is None,
-        ),
-    )
+    rules: ClassVar = (_no_namespace("create this object in the namespace of what it refers to"),)
 
 
 class Resources(ApiModel):

@@ -1,0 +1,19 @@
+"""How a process says why it ends: a log line, and a message that Kubernetes keeps with its container."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+VARIABLE = "RATCHET_TERMINATION_LOG"
+LONGEST_BYTES = 4096  # of what Kubernetes keeps
+
+
+def leave(environment: Mapping[str, str], code: int, message: str, log: logging.Logger) -> int:
+    """Writes the message where RATCHET_TERMINATION_LOG says; the exit code."""
+    log.error(message, extra={"fields": {"exitCode": int(code)}})
+    path = Path(environment.get(VARIABLE, "/dev/termination-log"))
+    try:
+        path.write_text(message.encode()[:LONGEST_BYTES].decode(errors="ignore"))
+    except OSError as error:
+        log.warning("no termination message can be left", extra={"fields": {"error": error.strerror}})
+    return int(code)
