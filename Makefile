@@ -22,9 +22,10 @@ export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 export PYTHON
-MANIFESTS := pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml rollout_image/pyproject.toml
-PROJECTS := -e '.[data,cli]' -e operator -e trainer_image -e rollout_image
-IMAGES := operator trainer rollout
+MANIFESTS := pyproject.toml operator/pyproject.toml trainer_image/pyproject.toml rollout_image/pyproject.toml \
+  inference_image/pyproject.toml
+PROJECTS := -e '.[data,cli]' -e operator -e trainer_image -e rollout_image -e inference_image
+IMAGES := operator trainer rollout inference
 CLUSTER_ENV = KUBECONFIG=$(RATCHET_HOME)/kubeconfig
 
 ##@ Begin here

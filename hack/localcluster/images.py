@@ -20,6 +20,7 @@ IMAGES: Mapping[str, str] = {
     "operator": "Dockerfile.operator",
     "trainer": "trainer_image/Dockerfile",
     "rollout": "rollout_image/Dockerfile",
+    "inference": "inference_image/Dockerfile",
 }
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 # What says where packages come from; whichever the machine has set reaches the build under the same name.
