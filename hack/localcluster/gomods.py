@@ -124,6 +124,11 @@ KWOK = GoProgram(
     packages=("./cmd/kwok", "./cmd/kwokctl"),
     outputs=("kwok", "kwokctl"),
 )
+KUBERAY = GoProgram(
+    "kuberay",
+    "v1.5.1",
+    module="github.com/ray-project/kuberay/ray-operator@v1.5.1",
+)
 PROMETHEUS = GoProgram(
     "prometheus",
     "v0.315.0",
@@ -143,7 +148,9 @@ NODE_PROGRAMS = (
     VERSITYGW,
 )
 TOOLS = {
-    program: recipe for recipe in (KIND, HELM, KWOK, PROMETHEUS, VERSITYGW) for program in recipe.programs
+    program: recipe
+    for recipe in (KIND, HELM, KWOK, KUBERAY, PROMETHEUS, VERSITYGW)
+    for program in recipe.programs
 }
 
 
