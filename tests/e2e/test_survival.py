@@ -101,6 +101,10 @@ def test_a_trainer_that_fails_counts_and_the_next_attempt_goes_on(
 
 
 def test_a_quiet_minute_is_without_a_write(namespace: Namespace, endless: Json) -> None:
+    eventually(
+        "no earlier test's namespace is on its way out",
+        lambda: all(n["status"]["phase"] == "Active" for n in namespace.list("namespaces")),
+    )
     endless["spec"]["suspend"] = True
     namespace.apply(endless)
     eventually(

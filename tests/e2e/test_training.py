@@ -85,11 +85,11 @@ def test_suspend_stops_every_pod_and_resume_goes_on(namespace: Namespace, endles
             and j
         ),
     )
-    saved = suspended["status"]["checkpoints"]["latest"]["steps"]
+    counted = progress(suspended)["steps"]
 
     namespace.patch("rlj", "endless", {"spec": {"suspend": False}})
 
-    resumed = eventually("it goes on from there", lambda: training(namespace, "endless", saved))
+    resumed = eventually("it goes on from there", lambda: training(namespace, "endless", counted))
     assert condition(resumed, "Suspended").get("status") != "True"
     assert_steps_are_the_accepted_fragments(resumed)
 
