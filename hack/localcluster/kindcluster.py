@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from localcluster import engine, tools
 from localcluster.nodeimage import NodeImage
-from localcluster.settings import Settings
+from localcluster.settings import APISERVER, Settings
 from localcluster.shell import Argument, StepError, answer, run, succeeds, wait_until
+from localcluster.steps import content_hash
 
 READY_SECONDS = 120
 POD_RANGE = "10.244.0.0/16"
@@ -22,6 +24,8 @@ class NodeContainer:
     running: bool
     started: str
     """RFC 3339, UTC."""
+    mounted: frozenset[str]
+    """Names of the machine's folders that it mounts."""
 
 
 def kubectl(settings: Settings, *words: Argument) -> list[Argument]:
@@ -45,7 +49,12 @@ def containers(settings: Settings) -> list[NodeContainer]:
         return []
     inspected = json.loads(answer(["docker", "inspect", *names.split()]) or "[]")
     found = [
-        NodeContainer(one["Name"].lstrip("/"), one["State"]["Running"], one["State"]["StartedAt"])
+        NodeContainer(
+            one["Name"].lstrip("/"),
+            one["State"]["Running"],
+            one["State"]["StartedAt"],
+            frozenset(Path(mount["Source"]).name for mount in one["Mounts"]),
+        )
         for one in inspected
     ]
     return sorted(found, key=lambda node: ("control-plane" not in node.name, node.name))
@@ -54,7 +63,7 @@ def containers(settings: Settings) -> list[NodeContainer]:
 def healthy(settings: Settings, nodes: int) -> bool:
     """At least so many nodes exist and run, and each has reported ready since its container started."""
     found = containers(settings)
-    if not found or len(found) < nodes or not all(node.running for node in found):
+    if not usable(settings, found, nodes) or not all(node.running for node in found):
         return False
     if not settings.kubeconfig.exists():
         return False
@@ -72,8 +81,18 @@ def _ready_since(node: Any) -> str | None:
     return None
 
 
+def usable(settings: Settings, found: list[NodeContainer], nodes: int) -> bool:
+    """Whether these are enough nodes, and the API server was set up as it would be today."""
+    return 0 < len(found) >= nodes and _apiserver_folder(settings).name in found[0].mounted
+
+
+def _apiserver_folder(settings: Settings) -> Path:
+    """Where the control plane mounts its settings from; the name tells which they are."""
+    return settings.home / f"apiserver-{content_hash(APISERVER)}"
+
+
 def up(settings: Settings, image: NodeImage, nodes: int, log: Path) -> None:
-    """Heals the cluster where it exists with at least so many nodes, else makes it anew.
+    """Heals the cluster where it exists with at least so many nodes and today's settings, else makes it anew.
 
     Raises:
         StepError: the new cluster's nodes do not become ready.
@@ -93,7 +112,7 @@ def up(settings: Settings, image: NodeImage, nodes: int, log: Path) -> None:
 def _heal(settings: Settings, nodes: int, log: Path) -> bool:
     """Starts what stopped and waits. False where there is nothing to heal, or it does not come back."""
     found = containers(settings)
-    if not found or len(found) < nodes:
+    if not usable(settings, found, nodes):
         return False
     stopped = [node.name for node in found if not node.running]
     if stopped and not succeeds(["docker", "start", *stopped]):
@@ -104,8 +123,12 @@ def _heal(settings: Settings, nodes: int, log: Path) -> bool:
 
 
 def create(settings: Settings, image: NodeImage, nodes: int, log: Path) -> None:
+    folder = _apiserver_folder(settings)
+    shutil.copytree(APISERVER, folder, dirs_exist_ok=True)
     config = json.dumps(
-        cluster_config(settings.cluster, nodes, own_network=image.built, cgroup_v1=engine.uses_cgroup_v1())
+        cluster_config(
+            settings.cluster, nodes, folder, own_network=image.built, cgroup_v1=engine.uses_cgroup_v1()
+        )
     )
     words: list[Argument] = [
         tools.path("kind", settings),
@@ -119,10 +142,14 @@ def create(settings: Settings, image: NodeImage, nodes: int, log: Path) -> None:
     settings.kubeconfig.chmod(0o600)
 
 
-def cluster_config(name: str, nodes: int, *, own_network: bool, cgroup_v1: bool) -> dict[str, Any]:
+def cluster_config(
+    name: str, nodes: int, apiserver: Path, *, own_network: bool, cgroup_v1: bool
+) -> dict[str, Any]:
     """Kind's configuration. The control plane takes pods too, also beside workers."""
+    mounted = "/etc/ratchet/apiserver"
+    # A patch of the static pod works with each version of kubeadm's API, unlike extraArgs.
+    patches: list[dict[str, Any]] = [{"kind": "InitConfiguration", "patches": {"directory": mounted}}]
     # kind takes the taint off a lone control plane itself, and fails where it finds none.
-    patches: list[dict[str, Any]] = []
     if nodes > 1:
         patches.append({"kind": "InitConfiguration", "nodeRegistration": {"taints": []}})
     if cgroup_v1:
@@ -133,7 +160,15 @@ def cluster_config(name: str, nodes: int, *, own_network: bool, cgroup_v1: bool)
         "name": name,
         "networking": {"podSubnet": POD_RANGE, "disableDefaultCNI": own_network},
         "kubeadmConfigPatches": [json.dumps(patch) for patch in patches],
-        "nodes": [{"role": "control-plane"}, *({"role": "worker"} for _ in range(nodes - 1))],
+        "nodes": [
+            {
+                "role": "control-plane",
+                "extraMounts": [
+                    {"hostPath": str(apiserver), "containerPath": mounted, "readOnly": True},
+                ],
+            },
+            *({"role": "worker"} for _ in range(nodes - 1)),
+        ],
     }
 
 

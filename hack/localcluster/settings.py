@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).resolve().parent
 MANIFESTS = PACKAGE / "manifests"
 DOCKERFILES = PACKAGE / "dockerfiles"
 GOMODS = PACKAGE / "gomods"
+APISERVER = PACKAGE / "apiserver"
 RUNTIME_WRAPPER = PACKAGE / "runtime" / "bounded-runc"
 
 

