@@ -38,11 +38,14 @@ class Actor:
     One instance belongs to one thread: it reuses its buffers between calls. What it returns is the caller's.
 
     Raises:
-        ValueError: parameters do not have the names and shapes of `parameter_shapes(spec)`.
+        ValueError: parameters do not have the names and shapes of `parameter_shapes(spec)`, or the policy
+            is recurrent.
 
     """
 
     def __init__(self, spec: PolicySpec, parameters: Mapping[str, ArrayLike]) -> None:
+        if spec.recurrent_size:
+            raise ValueError("an Actor keeps no state between observations: serve a recurrent policy")
         self.spec = spec
         own = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
         wanted = parameter_shapes(spec)

@@ -100,26 +100,57 @@ class EnvironmentSpec(_Value):
 
 
 class PolicySpec(_Value):
-    """A multilayer perceptron from flattened observations to the parameters of an action distribution."""
+    """A multilayer perceptron from flattened observations to the parameters of an action distribution.
+
+    Attributes:
+        recurrent_size: units of a GRU between the hidden layers and the output layer; 0 for none.
+
+    """
 
     observation: SpaceSpec
     action: SpaceSpec
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(64, 64), min_length=1)
     activation: Literal["Tanh", "ReLU"] = "Tanh"
     normalizes_observations: bool = False
+    recurrent_size: int = Field(default=0, ge=0)
 
 
 def parameter_shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the acting parameters, in the order in which they are stored."""
-    sizes = (spec.observation.features, *spec.hidden, spec.action.outputs)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for i in range(len(sizes) - 1):
-        shapes[f"policy.{i}.weight"] = (sizes[i + 1], sizes[i])
-        shapes[f"policy.{i}.bias"] = (sizes[i + 1],)
+    """Names and shapes of the acting parameters, in the order in which they are stored.
+
+    Those of a GRU have the layout of `torch.nn.GRUCell`: gates reset, update, new.
+    """
+    features, memory = spec.observation.features, spec.recurrent_size
+    shapes = _perceptron("policy", (features, *spec.hidden))
+    if memory:
+        for name, inputs in (("input", spec.hidden[-1]), ("hidden", memory)):
+            shapes[f"recurrent.{name}.weight"] = (3 * memory, inputs)
+            shapes[f"recurrent.{name}.bias"] = (3 * memory,)
+    head = f"policy.{len(spec.hidden)}"
+    shapes[f"{head}.weight"] = (spec.action.outputs, memory or spec.hidden[-1])
+    shapes[f"{head}.bias"] = (spec.action.outputs,)
     if spec.action.kind == "Box":
         shapes["log_std"] = (spec.action.outputs,)
     if spec.normalizes_observations:
-        shapes["observation.mean"] = shapes["observation.variance"] = (sizes[0],)
+        shapes["observation.mean"] = shapes["observation.variance"] = (features,)
+    return shapes
+
+
+def value_shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
+    """Of the network that estimates the value of an observation.
+
+    It stands apart from the policy's, with as many hidden layers, but reads a recurrent policy's new state.
+    """
+    if spec.recurrent_size:
+        return _perceptron("value", (spec.recurrent_size, 1))
+    return _perceptron("value", (spec.observation.features, *spec.hidden, 1))
+
+
+def _perceptron(name: str, sizes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(len(sizes) - 1):
+        shapes[f"{name}.{i}.weight"] = (sizes[i + 1], sizes[i])
+        shapes[f"{name}.{i}.bias"] = (sizes[i + 1],)
     return shapes
 
 

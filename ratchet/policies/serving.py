@@ -1,0 +1,319 @@
+"""A policy as a server asks it: N observations, each row with its own mask, temperature, seed and memory.
+
+Which rows come together is the server's, where a policy comes from is `artifact`'s.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite, nan
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ratchet.policies import distributions, onerow
+from ratchet.policies.distributions import Bools, Choice, Floats
+from ratchet.policies.draws import Draws
+from ratchet.policies.networks import Network, NumpyNetwork, checked
+from ratchet.policies.spec import Bound, PolicySpec, SpaceSpec
+
+# Rows times (outputs + 4) up to which plain Python chooses faster than numpy: `benchmarks/policy_math.py`.
+FEW = 96
+
+
+class Decisions(NamedTuple):
+    """What a policy decided for N observations; all of it is the caller's.
+
+    Attributes:
+        action: (N, *action shape) as the environment takes it: clipped to a Box's bounds, shifted by `start`.
+        log_probability: (N,) float32, of the action under the distribution with its mask and temperature,
+            before clipping. A deterministic row has that of the most likely action, although it is sure to
+            be taken. NaN where the network's outputs were not finite: that row has the safe action.
+        value: (N,) float32, or None where the policy has no value network.
+        states: (N, recurrent_size) float32 for the next observations, or None.
+
+    """
+
+    action: NDArray[Any]
+    log_probability: Floats
+    value: Floats | None
+    states: Floats | None
+
+
+class ServedPolicy:
+    """A network with the distribution of its actions.
+
+    One instance belongs to one thread: it reuses its buffers between calls.
+
+    Args:
+        digest: SHA-256 in hex of the artifact.
+        spec: spaces and network.
+        network: evaluates.
+        log_std: (action size,) of a Box policy, None of others.
+        seed: of rows that bring none; None takes it from the machine.
+
+    """
+
+    def __init__(
+        self, digest: str, spec: PolicySpec, network: Network, log_std: Floats | None, seed: int | None = None
+    ) -> None:
+        self.digest = digest
+        self.spec = spec
+        self.has_value = network.has_value
+        self.recurrent_size = spec.recurrent_size
+        self._network = network
+        self._draws = Draws(seed)
+        action = spec.action
+        self._kind = action.kind
+        self._observation_shape = spec.observation.shape
+        self._dtype = np.dtype(action.dtype)
+        self._counts = (action.n,) if action.n is not None else action.nvec or ()
+        self._numbers = {"Box": 2 * action.size, "MultiBinary": action.size}.get(
+            action.kind, len(self._counts)
+        )
+        self._start = np.broadcast_to(np.asarray(action.start, np.int64).reshape(-1), (action.size,))
+        self._starts: list[int] = self._start.tolist()
+        self._row_cost = action.outputs + 4
+        self._columns = _columns(self._counts)
+        if action.kind == "Box":
+            if log_std is None:
+                raise ValueError("a policy of Box actions needs log_std")
+            self._log_std = log_std
+            self._low, self._high = _bounds(action)
+            self._log_stds: list[float] = log_std.tolist()
+            self._lows: list[float] = self._low.tolist()
+            self._highs: list[float] = self._high.tolist()
+
+    @classmethod
+    def of(
+        cls, digest: str, spec: PolicySpec, parameters: Mapping[str, ArrayLike], seed: int | None = None
+    ) -> "ServedPolicy":
+        """A policy that is evaluated with numpy; raises ValueError where the parameters do not fit."""
+        own = checked(spec, parameters)
+        return cls(digest, spec, NumpyNetwork(spec, own), own.get("log_std"), seed)
+
+    def decide(
+        self,
+        observations: NDArray[Any],
+        *,
+        masks: Bools | None = None,
+        deterministic: Bools,
+        temperature: Floats,
+        seeds: Sequence[int | None],
+        states: Floats | None = None,
+    ) -> Decisions:
+        """Decides for N observations, each as if it came alone but for rounding.
+
+        Args:
+            observations: (N, *observation shape), N at least 1, each an element of the observation space.
+            masks: (N, outputs), True where allowed: values of Discrete, those of all components of
+                MultiDiscrete one after the other, bits of MultiBinary that may be 1. None allows everything.
+            deterministic: (N,); takes the most likely action.
+            temperature: (N,), above 0: the action follows p^(1/T), normalized.
+            seeds: N, each what a row's randomness is made of, or None for the policy's own.
+            states: (N, recurrent_size) of a recurrent policy; None at the start of an episode, as zeros.
+
+        Raises:
+            ValueError: a mask allows nothing (said with its row), there is one for a Box, a temperature is
+                not above 0, or a shape is wrong.
+
+        """
+        rows = len(observations)
+        if observations.shape[1:] != self._observation_shape or rows == 0:
+            raise ValueError(f"observations are {observations.shape}, not (N, *{self._observation_shape})")
+        if masks is not None:
+            self._check(masks, rows)
+        outputs, value, states = self._network(observations, states)
+        if rows * self._row_cost <= FEW:
+            action, log_probability = self._choose_few(outputs, masks, deterministic, temperature, seeds)
+        else:
+            action, log_probability = self._choose_many(outputs, masks, deterministic, temperature, seeds)
+        return Decisions(action, log_probability, value, states)
+
+    def outputs(self, observations: NDArray[Any], states: Floats | None = None) -> Decisions:
+        """The network's own outputs (N, outputs) in place of actions, for comparison with others."""
+        found, value, states = self._network(observations, states)
+        return Decisions(found.copy(), np.zeros(len(found), np.float32), value, states)
+
+    def _choose_few(
+        self,
+        outputs: Floats,
+        masks: Bools | None,
+        greedy: Bools,
+        temperature: Floats,
+        seeds: Sequence[int | None],
+    ) -> tuple[NDArray[Any], Floats]:
+        actions: list[Any] = []
+        log_probabilities: list[float] = []
+        allowed: list[Any] = masks.tolist() if masks is not None else [None] * len(outputs)
+        rows = zip(outputs.tolist(), allowed, greedy.tolist(), temperature.tolist(), seeds, strict=True)
+        for row, (its_outputs, mask, sure, heat, seed) in enumerate(rows):
+            if not heat > 0:
+                raise ValueError(_not_above_0(row, heat))
+            if not isfinite(sum(its_outputs)):
+                actions.append(self._safe(masks, row).tolist())
+                log_probabilities.append(nan)
+                continue
+            uniform = None if sure else self._draws.row(seed, self._numbers)
+            action, log_probability = self._choose_one(its_outputs, mask, heat, uniform)
+            actions.append(action)
+            log_probabilities.append(log_probability)
+        taken = np.array(actions, self._dtype)
+        return (
+            taken.reshape(len(actions), *self.spec.action.shape),
+            np.array(log_probabilities, np.float32),
+        )
+
+    def _choose_one(
+        self, outputs: list[float], mask: list[bool] | None, temperature: float, uniform: list[float] | None
+    ) -> tuple[Any, float]:
+        """Action as the environment takes it, flat, and its log-probability."""
+        if self._kind == "Discrete":
+            first = None if uniform is None else uniform[0]
+            index, log_probability = onerow.categorical(outputs, mask, temperature, first)
+            return index + self._starts[0], log_probability
+        if self._kind == "Box":
+            drawn, log_probability = onerow.gaussian(outputs, self._log_stds, temperature, uniform)
+            bounded = zip(drawn, self._lows, self._highs, strict=True)
+            return [min(max(x, low), high) for x, low, high in bounded], log_probability
+        if self._kind == "MultiBinary":
+            return onerow.bernoulli(outputs, mask, temperature, uniform)
+        chosen: list[int] = []
+        log_probability, first = 0.0, 0
+        for i, count in enumerate(self._counts):
+            part = slice(first, first + count)
+            index, its_log_probability = onerow.categorical(
+                outputs[part],
+                None if mask is None else mask[part],
+                temperature,
+                None if uniform is None else uniform[i],
+            )
+            chosen.append(index + self._starts[i])
+            log_probability += its_log_probability
+            first += count
+        return chosen, log_probability
+
+    def _choose_many(
+        self,
+        outputs: Floats,
+        masks: Bools | None,
+        greedy: Bools,
+        temperature: Floats,
+        seeds: Sequence[int | None],
+    ) -> tuple[NDArray[Any], Floats]:
+        above = temperature > 0
+        if not above.all():
+            row = int(above.argmin())
+            raise ValueError(_not_above_0(row, float(temperature[row])))
+        broken = None
+        if not isfinite(outputs.sum()):
+            broken = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+            outputs = outputs.copy()
+            outputs[broken] = 0
+        uniform = None if greedy.all() else self._draws.rows(seeds, self._numbers)
+        chosen = self._draw(outputs, masks, greedy, temperature, uniform)
+        action = chosen.action.reshape(len(outputs), -1)
+        if self._kind == "Box":
+            action = np.minimum(np.maximum(action, self._low), self._high)
+        elif self._kind != "MultiBinary":
+            action = action + self._start
+        action = action.astype(self._dtype, copy=False).reshape(len(outputs), *self.spec.action.shape)
+        if broken is not None:
+            chosen.log_probability[broken] = nan
+            for row in broken.tolist():
+                action[row] = self._safe(masks, row)
+        return action, chosen.log_probability
+
+    def _safe(self, masks: Bools | None, row: int) -> NDArray[Any]:
+        return safe_action(self.spec, None if masks is None else masks[row])
+
+    def _draw(
+        self,
+        outputs: Floats,
+        masks: Bools | None,
+        greedy: Bools,
+        temperature: Floats,
+        uniform: distributions.Uniforms | None,
+    ) -> Choice:
+        if self._kind == "Box":
+            return distributions.gaussian(outputs, self._log_std, greedy, temperature, uniform)
+        if self._kind == "MultiBinary":
+            return distributions.bernoulli(outputs, masks, greedy, temperature, uniform)
+        if self._kind == "MultiDiscrete":
+            return distributions.multi_categorical(
+                self._columns, outputs, masks, greedy, temperature, uniform
+            )
+        first = None if uniform is None else uniform[:, 0]
+        return distributions.categorical(outputs, masks, greedy, temperature, first)
+
+    def _check(self, masks: Bools, rows: int) -> None:
+        outputs = self.spec.action.outputs
+        if self._kind == "Box":
+            raise ValueError("a Box of actions takes no mask: leave it out")
+        if masks.shape != (rows, outputs):
+            raise ValueError(f"masks have the shape {masks.shape}, not ({rows}, {outputs})")
+        first = 0
+        for component, count in enumerate(self._counts):
+            allowed = masks[:, first : first + count].any(axis=1)
+            if not allowed.all():
+                of = "action" if self._kind == "Discrete" else f"value of component {component}"
+                raise ValueError(f"the mask of row {int(allowed.argmin())} allows no {of}")
+            first += count
+
+
+def safe_action(spec: PolicySpec, mask: Bools | None = None) -> NDArray[Any]:
+    """An action that is valid whatever the policy is: (*action shape) as the environment takes it.
+
+    The first value that the mask (outputs,) allows, no bit of a MultiBinary, and of a Box the middle of its
+    bounds, or where one is infinite what lies nearest to 0.
+
+    Raises:
+        ValueError: the mask allows nothing, or there is one for a Box.
+
+    """
+    action = spec.action
+    if action.kind == "Box":
+        if mask is not None:
+            raise ValueError("a Box of actions takes no mask: leave it out")
+        low, high = _bounds(action)
+        with np.errstate(invalid="ignore"):
+            middle = low / 2 + high / 2
+        nearest = np.minimum(np.maximum(0.0, low), high)
+        chosen = np.where(np.isfinite(low) & np.isfinite(high), middle, nearest)
+    elif action.kind == "MultiBinary":
+        chosen = np.zeros(action.size, np.int64)
+    else:
+        found: list[int] = []
+        first = 0
+        for count in (action.n,) if action.n is not None else action.nvec or ():
+            allowed = np.ones(count, np.bool_) if mask is None else mask[first : first + count]
+            if not allowed.any():
+                raise ValueError("the mask allows no action")
+            found.append(int(allowed.argmax()))
+            first += count
+        chosen = np.array(found, np.int64) + np.asarray(action.start, np.int64)
+    return chosen.astype(action.dtype).reshape(action.shape)
+
+
+def _not_above_0(row: int, temperature: float) -> str:
+    return f"the temperature of row {row} is {temperature}: it must be above 0"
+
+
+def _bounds(action: SpaceSpec) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(size,) each, in the action's dtype."""
+
+    def bound(given: Bound | None) -> NDArray[Any]:
+        if given is None:
+            raise ValueError("a Box of actions needs its bounds low and high")
+        return np.broadcast_to(np.array(given, action.dtype).reshape(-1), (action.size,))
+
+    return bound(action.low), bound(action.high)
+
+
+def _columns(counts: tuple[int, ...]) -> NDArray[np.intp]:
+    """(components, widest) places of each component's values; one past the end where it has fewer."""
+    if not counts:
+        return np.empty((0, 0), np.intp)
+    firsts = np.cumsum((0, *counts[:-1]))
+    column = np.arange(max(counts))
+    inside = column < np.array(counts)[:, None]
+    return np.where(inside, firsts[:, None] + column, sum(counts))
