@@ -22,18 +22,21 @@ class RedisServer:
 
     directory: Path
     port: int
+    options: tuple[str, ...] = ()
+    login: str = ""
+    """`user:password@` of `url`, where the options ask for one."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self.login}127.0.0.1:{self.port}/0"
 
     def client(self) -> Redis:
         return connect(ConnectionSettings(self.url))
 
     def start(self) -> None:
         command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--save", ""]
-        command += ["--appendonly", "no", "--dir", str(self.directory), "--daemonize", "no"]
+        command += ["--appendonly", "no", "--dir", str(self.directory), "--daemonize", "no", *self.options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         with self.client() as client:
             while True:

@@ -7,7 +7,7 @@ from ratchet_operator.build.config import config_map
 from ratchet_operator.build.context import JobContext, PoolContext
 from ratchet_operator.build.network import network_policies
 from ratchet_operator.build.pool import REPLICAS_FROM, rollout_pool
-from ratchet_operator.build.redis import redis_deployment, redis_secret, redis_service
+from ratchet_operator.build.redis import redis_deployment, redis_service
 from ratchet_operator.build.trainer import CONFIG_HASH, trainer_deployment, trainer_service
 from ratchet_operator.build.workers import worker_job
 from ratchet_operator.kinds import base_name, label_value
@@ -155,18 +155,6 @@ def test_redis_refuses_when_full_keeps_nothing_and_is_as_large_as_asked():
     assert options["--maxmemory"] == "2gb"
     assert options["--maxmemory-policy"] == "noeviction"
     assert (options["--save"], options["--appendonly"]) == ("", "no")
-
-
-def test_the_acl_user_sees_only_the_keys_of_its_job():
-    obj = redis_secret("team", "job-redis", {}, {}, "uid-1", "pw")
-    default, job = obj["stringData"]["users.acl"].splitlines()
-
-    assert default.startswith("user default off")
-    assert "nopass" not in default
-    assert job.split()[:6] == ["user", "job", "on", ">pw", "~ratchet:uid-1:*", "&ratchet:uid-1:*"]
-    assert "-@admin" in job
-    assert "-@dangerous" in job
-    assert obj["stringData"]["REDIS_URL"] == "redis://job:pw@job-redis:6379/0"
 
 
 def test_an_external_redis_is_read_from_the_users_secret():

@@ -1,24 +1,36 @@
-"""The managed Redis: a Secret with one ACL user that sees one job's keys, a Deployment, a Service.
+"""The managed Redis: a Secret with one ACL user that reaches one job's keys, a Deployment, a Service.
 
 Nothing is kept on disk: what Redis holds can be made again from the newest checkpoint.
 """
 
+from hashlib import sha256
+
+from ratchet.api.v1alpha1.training import key_prefix
 from ratchet_operator.build.context import JobContext
 from ratchet_operator.build.pod import REDIS_USER, TMP, container, pod_spec, resources, secret_mount
 from ratchet_operator.kinds import DEPLOYMENT, SECRET, SERVICE, Json
 
 PORT = 6379
+COMMANDS = (
+    "+ping +evalsha +script|load +get +set +del +hset +hmget +lpush +rpush +llen +blpop "
+    "+xadd +xgroup|create +xreadgroup +xack +xdel"
+)
+"""All that the data plane says to Redis (docs/data-plane.md), within its scripts too."""
 SECRET_UID_ANNOTATION = "ratchet.dev/redis-secret-uid"  # noqa: S105
 
 
 def redis_secret(
     namespace: str, name: str, labels: dict[str, str], owner: Json, uid: str, password: str
 ) -> Json:
-    """Password and address. Only the executor calls this, with a password that it has just drawn."""
-    keys = f"ratchet:{uid}:*"
+    """Password and address. Only the executor calls this, with a password that it has just drawn.
+
+    Redis itself gets no more than the password's hash.
+    """
+    hashed = sha256(password.encode()).hexdigest()
+    keys = f"{key_prefix(namespace, uid)}*"
     acl = (
         "user default off resetpass resetkeys resetchannels -@all\n"
-        f"user job on >{password} ~{keys} &{keys} +@all -@admin -@dangerous +info\n"
+        f"user job on #{hashed} ~{keys} resetchannels -@all {COMMANDS}\n"
     )
     return {
         "apiVersion": SECRET.api_version,

@@ -154,6 +154,11 @@ class Checkpoint(ApiModel):
     )
 
 
+def key_prefix(namespace: str, uid: str) -> str:
+    """Prefix of every Redis key of a job; a Redis user can be confined to a namespace or to one job."""
+    return f"ratchet:{namespace}:{uid}:"
+
+
 class TrainingConfig(ApiModel):
     """What trainer and workers read from /etc/ratchet/job.json: the resolved job, nothing secret."""
 
@@ -171,7 +176,7 @@ class TrainingConfig(ApiModel):
     @property
     def key_prefix(self) -> str:
         """Prefix of every Redis key of this job."""
-        return f"ratchet:{self.uid}:"
+        return key_prefix(self.namespace, self.uid)
 
     @property
     def storage_prefix(self) -> str:
