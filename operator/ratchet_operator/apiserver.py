@@ -20,6 +20,7 @@ from ratchet_operator.metrics import API_READS, API_WRITES, ERRORS
 PARTIAL = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=20)
 PAGE = 500
+NO_VERSION = "1"  # of no object, since etcd's first write has revision 2
 
 
 class ApiError(Exception):
@@ -163,12 +164,16 @@ class ApiServer:
                 return None
             raise
 
-    async def list(self, kind: Kind, namespace: str | None, selector: str | None) -> tuple[list[Json], int]:
-        """All objects of a kind, and the resourceVersion of the list."""
+    async def list(
+        self, kind: Kind, namespace: str | None, selector: str | None, fields: str | None = None
+    ) -> tuple[list[Json], int]:
+        """All objects of a kind that the selectors find, and the resourceVersion of the list."""
         API_READS.labels("list", kind.kind).inc()
         params = {"limit": str(PAGE)}
         if selector:
             params["labelSelector"] = selector
+        if fields:
+            params["fieldSelector"] = fields
         found: list[Json] = []
         while True:
             page = await self.request("GET", kind.path(namespace), params=params)
@@ -182,7 +187,13 @@ class ApiServer:
             params["continue"] = more
 
     async def apply(self, kind: Kind, obj: Json, version: str | None = None) -> Json:
-        """Server-side apply with our field manager, by force."""
+        """Server-side apply with our field manager, by force.
+
+        Raises:
+            ApiError: of status 409 also where `version` is given and the object has another. NO_VERSION makes
+                an object only where there is none: an absent one has no version that could differ.
+
+        """
         metadata = obj["metadata"]
         if version is not None:
             obj = {**obj, "metadata": {**metadata, "resourceVersion": version}}

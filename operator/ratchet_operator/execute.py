@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import secrets
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from ratchet_operator.apiserver import PARTIAL, ApiError, ApiServer
+from ratchet_operator.apiserver import NO_VERSION, PARTIAL, ApiError, ApiServer
 from ratchet_operator.build.redis import redis_secret
 from ratchet_operator.cache import Cache
 from ratchet_operator.kinds import (
@@ -15,12 +16,14 @@ from ratchet_operator.kinds import (
     SECRET,
     Json,
     Key,
+    controller_of,
     digest,
+    is_owned_by,
     meta,
     uid_of,
 )
 from ratchet_operator.observe import SecretSightings
-from ratchet_operator.plan import Apply, CreateRedisSecret, Delete, Occurrence, Plan
+from ratchet_operator.plan import ABSENT, Apply, CreateRedisSecret, Delete, Occurrence, Plan
 
 log = logging.getLogger("ratchet.execute")
 
@@ -83,9 +86,12 @@ class Executor:
     async def _apply(self, key: Key, apply: Apply) -> str | None:
         name = apply.obj["metadata"]["name"]
         log.info("apply", extra={"key": str(key), "child": f"{apply.kind.kind}/{name}", "why": apply.why})
+        version = NO_VERSION if apply.why == ABSENT else apply.version
         try:
-            live = await self._api.apply(apply.kind, apply.obj, apply.version)
+            live = await self._api.apply(apply.kind, apply.obj, version)
         except ApiError as error:
+            if error.status == 409 and version == NO_VERSION:
+                return await self._occupied(key, apply)
             if error.status == 409:
                 await self._refresh(apply)
             if error.status in (400, 422) or _is_policy(error):
@@ -93,6 +99,19 @@ class Executor:
             raise
         self._cache[apply.kind].put(live)
         return None
+
+    async def _occupied(self, key: Key, apply: Apply) -> str | None:
+        """What has the name lacks the label that we watch. Ours gets it back; all else is left alone."""
+        metadata, kind = apply.obj["metadata"], apply.kind
+        there, _ = await self._api.list(
+            kind, metadata["namespace"], None, fields=f"metadata.name={metadata['name']}"
+        )
+        owner = (controller_of(apply.obj) or {}).get("uid", "")
+        if there and not is_owned_by(there[0], owner):
+            return (
+                f"{kind.kind} {metadata['name']} exists and belongs to someone else: rename it, or this job"
+            )
+        return await self._apply(key, replace(apply, why="metadata.labels"))
 
     async def _refresh(self, apply: Apply) -> None:
         """A lost race: learn what is there before the next try."""

@@ -5,13 +5,16 @@ from typing import Literal
 
 from ratchet_operator.kinds import Json, Kind
 
+ABSENT = "absent"
+
 
 @dataclass(frozen=True, slots=True)
 class Apply:
     """Server-side apply of one object.
 
     Attributes:
-        why: the first difference between wanted and live, or "absent".
+        why: the first difference between wanted and live, or ABSENT: then it is only made, and what has
+            its name already is not touched.
         version: resourceVersion that the object must still have, where a lost update would hurt.
 
     """

@@ -17,7 +17,7 @@ from ratchet_operator.execute import Executor
 from ratchet_operator.kinds import CONFIG_MAP, DEPLOYMENT, LEASE, SECRET, SERVICE, TRAINING_JOB, Key, uid_of
 from ratchet_operator.leader import LEASE_NAME, Lock
 from ratchet_operator.observe import SecretSightings
-from ratchet_operator.plan import Apply, CreateRedisSecret, Delete, Occurrence, Plan
+from ratchet_operator.plan import ABSENT, Apply, CreateRedisSecret, Delete, Occurrence, Plan
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = Key("RLTrainingJob", "team", "job")
@@ -45,6 +45,8 @@ class FakeServer:
             status, message = self.fail[request.method, path].pop(0)
             return self.answer(status, message)
         body = json.loads(await request.text()) if request.can_read_body else {}
+        if request.method == "GET" and "fieldSelector" in request.query:
+            return self._named(path, request.query["fieldSelector"])
         if request.method == "GET":
             return self._get(path)
         if request.method == "DELETE":
@@ -55,6 +57,11 @@ class FakeServer:
         if path not in self.objects:
             return self.answer(404, "not found", "NotFound")
         return web.json_response(self.objects[path])
+
+    def _named(self, collection: str, selector: str) -> web.Response:
+        live = self.objects.get(f"{collection}/{selector.removeprefix('metadata.name=')}")
+        items = [] if live is None else [live]
+        return web.json_response({"items": items, "metadata": {"resourceVersion": "9"}})
 
     def _delete(self, path: str, body: dict[str, Any]) -> web.Response:
         live = self.objects.get(path)
@@ -114,6 +121,12 @@ def named(kind: Any, name: str) -> dict[str, Any]:
         "kind": kind.kind,
         "metadata": {"name": name, "namespace": "team"},
     }
+
+
+def owned(kind: Any, name: str) -> dict[str, Any]:
+    obj = named(kind, name)
+    obj["metadata"]["ownerReferences"] = [{"uid": "job-uid", "controller": True}]
+    return obj
 
 
 SECRET_PLAN = CreateRedisSecret(
@@ -228,6 +241,44 @@ def test_a_secret_that_someone_else_made_is_said_and_does_not_stop_the_status():
         assert refused == "Secret job-redis exists and belongs to someone else: rename it, or this job"
         assert fake.objects[SECRET.path("team", "job-redis")] == named(SECRET, "job-redis")
         assert fake.objects[TRAINING_JOB.path("team", "job")]["status"] == {"attempt": 1}
+
+    against(scenario)
+
+
+@pytest.mark.parametrize("owners", [[], [{"uid": "another-job", "controller": True}]])
+def test_what_someone_else_made_under_a_childs_name_is_left_alone(owners: list[dict[str, Any]]):
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, cache, _ = executor(api)
+        theirs = named(SERVICE, "s")
+        theirs["metadata"] |= {"uid": "theirs", "resourceVersion": "7", "ownerReferences": owners}
+        fake.objects[SERVICE.path("team", "s")] = theirs
+        fake.objects[TRAINING_JOB.path("team", "job")] = JOB
+
+        plan = Plan(apply=(Apply(SERVICE, owned(SERVICE, "s"), ABSENT),), status={"attempt": 1})
+        refused = await execute.execute(KEY, JOB, plan, NOW)
+
+        assert refused == "Service s exists and belongs to someone else: rename it, or this job"
+        assert fake.objects[SERVICE.path("team", "s")] == theirs
+        assert cache[SERVICE].get("team", "s") is None
+        assert fake.objects[TRAINING_JOB.path("team", "job")]["status"] == {"attempt": 1}
+
+    against(scenario)
+
+
+def test_a_child_that_lost_its_label_gets_it_back():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, cache, _ = executor(api)
+        bare = owned(SERVICE, "s")
+        bare["metadata"] |= {"uid": "ours", "resourceVersion": "7"}
+        fake.objects[SERVICE.path("team", "s")] = bare
+        wanted = owned(SERVICE, "s")
+        wanted["metadata"]["labels"] = {"ratchet.dev/job": "job"}
+
+        assert await execute.execute(KEY, JOB, Plan(apply=(Apply(SERVICE, wanted, ABSENT),)), NOW) is None
+
+        live = cache[SERVICE].get("team", "s")
+        assert live is not None
+        assert (uid_of(live), live["metadata"]["labels"]) == ("ours", {"ratchet.dev/job": "job"})
 
     against(scenario)
 
