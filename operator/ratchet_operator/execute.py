@@ -103,14 +103,11 @@ class Executor:
     async def _occupied(self, key: Key, apply: Apply) -> str | None:
         """What has the name lacks the label that we watch. Ours gets it back; all else is left alone."""
         metadata, kind = apply.obj["metadata"], apply.kind
-        there, _ = await self._api.list(
-            kind, metadata["namespace"], None, fields=f"metadata.name={metadata['name']}"
-        )
+        name = metadata["name"]
+        there, _ = await self._api.list(kind, metadata["namespace"], None, fields=f"metadata.name={name}")
         owner = (controller_of(apply.obj) or {}).get("uid", "")
         if there and not is_owned_by(there[0], owner):
-            return (
-                f"{kind.kind} {metadata['name']} exists and belongs to someone else: rename it, or this job"
-            )
+            return f"{kind.kind} {name} exists and belongs to someone else: rename it, or this {key.kind}"
         return await self._apply(key, replace(apply, why="metadata.labels"))
 
     async def _refresh(self, apply: Apply) -> None:

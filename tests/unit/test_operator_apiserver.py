@@ -257,7 +257,7 @@ def test_what_someone_else_made_under_a_childs_name_is_left_alone(owners: list[d
         plan = Plan(apply=(Apply(SERVICE, owned(SERVICE, "s"), ABSENT),), status={"attempt": 1})
         refused = await execute.execute(KEY, JOB, plan, NOW)
 
-        assert refused == "Service s exists and belongs to someone else: rename it, or this job"
+        assert refused == "Service s exists and belongs to someone else: rename it, or this RLTrainingJob"
         assert fake.objects[SERVICE.path("team", "s")] == theirs
         assert cache[SERVICE].get("team", "s") is None
         assert fake.objects[TRAINING_JOB.path("team", "job")]["status"] == {"attempt": 1}
