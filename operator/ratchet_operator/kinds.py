@@ -49,7 +49,7 @@ class Kind:
 TRAINING_JOB = Kind(API_VERSION, "RLTrainingJob", "rltrainingjobs")
 ROLLOUT_POOL = Kind(API_VERSION, "RolloutPool", "rolloutpools")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
-WORKER_JOB = Kind("batch/v1", "Job", "jobs")
+WORKER_SET = Kind("apps/v1", "ReplicaSet", "replicasets")
 SERVICE = Kind("v1", "Service", "services")
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
 SECRET = Kind("v1", "Secret", "secrets")
@@ -62,7 +62,7 @@ LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 KIND_BY_NAME = {
     kind.kind: kind
     for kind in (
-        TRAINING_JOB, ROLLOUT_POOL, DEPLOYMENT, WORKER_JOB, SERVICE, CONFIG_MAP,
+        TRAINING_JOB, ROLLOUT_POOL, DEPLOYMENT, WORKER_SET, SERVICE, CONFIG_MAP,
         SECRET, POD, NODE, EVENT, NETWORK_POLICY, LEASE,
     )
 }  # fmt: skip
@@ -141,8 +141,8 @@ def digest(value: Any, length: int = 8) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-LONGEST_JOB = 38  # <job>-rollouts-<hash8>-<index> must fit a DNS label of 63
-LONGEST_POOL = 47  # <pool>-<hash8>-<index> too
+LONGEST_JOB = 38  # <job>-rollouts-<hash8>-<random5> must fit a DNS label of 63
+LONGEST_POOL = 47  # <pool>-<hash8>-<random5> too
 _LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 
 

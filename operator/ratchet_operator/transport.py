@@ -15,10 +15,11 @@ from ratchet_operator.kinds import (
     NETWORK_POLICY,
     NODE,
     POD,
+    POOL_LABEL,
     ROLLOUT_POOL,
     SERVICE,
     TRAINING_JOB,
-    WORKER_JOB,
+    WORKER_SET,
     Kind,
 )
 from ratchet_operator.settings import Settings
@@ -29,7 +30,9 @@ log = logging.getLogger("ratchet.transport")
 def watched(settings: Settings) -> dict[Kind, str | None]:
     """The kinds to watch, each with its label selector."""
     kinds: dict[Kind, str | None] = {TRAINING_JOB: None, ROLLOUT_POOL: None}
-    kinds |= dict.fromkeys((CONFIG_MAP, DEPLOYMENT, WORKER_JOB, SERVICE, POD), JOB_LABEL)
+    kinds |= dict.fromkeys((CONFIG_MAP, DEPLOYMENT, SERVICE, POD), JOB_LABEL)
+    # Deployments make ReplicaSets with the job's label too; only the workers' belong to a pool.
+    kinds[WORKER_SET] = POOL_LABEL
     if settings.installation.network_policies:
         kinds[NETWORK_POLICY] = JOB_LABEL
     if settings.nodes_visible:

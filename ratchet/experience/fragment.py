@@ -28,7 +28,7 @@ class Header:
     """Where a fragment comes from and what it holds.
 
     Attributes:
-        worker: ``<pool>/<index>``.
+        worker: ``<pool>/<pod>``.
         incarnation: random per start of the worker's process.
         sequence: from 1, per incarnation.
         ticket: id of the ticket it answers.

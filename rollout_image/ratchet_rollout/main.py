@@ -1,24 +1,23 @@
 """`ratchet-rollout`: one worker process, configured by a file and four variables.
 
-RATCHET_CONFIG names the job's configuration, RATCHET_POOL and JOB_COMPLETION_INDEX say which worker this is,
-RATCHET_REDIS_URL_FILE (or REDIS_URL) says where Redis is, RATCHET_TERMINATION_LOG where the last words go.
+RATCHET_CONFIG names the job's configuration, RATCHET_POOL the worker's pool, RATCHET_REDIS_URL_FILE (or
+REDIS_URL) says where Redis is, RATCHET_TERMINATION_LOG where the last words go.
 """
 
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import FrameType
 
 # Small matrices gain nothing from threads, and workers share nodes. numpy reads these when it is imported.
 for _library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
-from pydantic import ValidationError  # noqa: E402 - after the variables above
-
-from ratchet.api.v1alpha1 import ExitCode, TrainingConfig  # noqa: E402
+from ratchet.api.v1alpha1 import ExitCode  # noqa: E402 - after the variables above
+from ratchet.configuration import InvalidConfiguration, read_configuration  # noqa: E402
 from ratchet.experience import (  # noqa: E402
     ConnectionSettings,
     InvalidRedisUrl,
@@ -34,8 +33,7 @@ from ratchet_rollout.worker import Identity, Shutdown, Worker  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-# 128 + SIGTERM, as if the signal had not been caught: an Indexed Job takes 0 for work that is done, and
-# would never start this index again.
+# 128 + SIGTERM, as if the signal had not been caught. Never 0: a worker's work is not done before its job's.
 ASKED_TO_END = 143
 
 
@@ -58,7 +56,7 @@ def run(environment: Mapping[str, str], shutdown: Shutdown) -> int:
         _work(environment, shutdown)
     except Interrupted:
         logger.info("ended in the midst of work; the learner asks for it again")
-    except (ConfigError, InvalidRedisUrl) as error:
+    except (ConfigError, InvalidConfiguration, InvalidRedisUrl) as error:
         return leave(environment, ExitCode.CONFIG, str(error), logger)
     except RedisUnreachable as error:
         return leave(environment, ExitCode.REDIS, str(error), logger)
@@ -69,8 +67,8 @@ def run(environment: Mapping[str, str], shutdown: Shutdown) -> int:
 
 
 def _work(environment: Mapping[str, str], shutdown: Shutdown) -> None:
-    config = _configuration(environment)
-    identity = Identity(environment.get("RATCHET_POOL", config.name), _index(environment))
+    config = read_configuration(environment)
+    identity = Identity(environment.get("RATCHET_POOL", config.name), socket.gethostname())
     redis = connect(ConnectionSettings.from_environment(environment))
     channel = WorkerChannel(redis, config.key_prefix, Patience(total=300, sleep=shutdown.sleep))
     worker = Worker(config, identity, channel, shutdown)
@@ -82,25 +80,3 @@ def _work(environment: Mapping[str, str], shutdown: Shutdown) -> None:
         worker.close()
         redis.close()
     logger.info("ended as asked")
-
-
-def _configuration(environment: Mapping[str, str]) -> TrainingConfig:
-    path = Path(environment.get("RATCHET_CONFIG", "/etc/ratchet/job.json"))
-    try:
-        return TrainingConfig.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(
-            f"the job's configuration {path} can't be read ({error.strerror}): set RATCHET_CONFIG"
-        ) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "its root"
-        reason = f"the job's configuration {path} is wrong at {where}: {first['msg']}"
-        raise ConfigError(reason) from error
-
-
-def _index(environment: Mapping[str, str]) -> int:
-    text = environment.get("JOB_COMPLETION_INDEX", "0")
-    if not text.isdigit():
-        raise ConfigError(f"JOB_COMPLETION_INDEX is {text!r}: it must be the worker's number, from 0")
-    return int(text)

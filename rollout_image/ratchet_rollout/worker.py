@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any, Literal
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,16 +58,16 @@ class Shutdown:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which worker this is."""
+    """Which worker this is; `name` is its pod's."""
 
     pool: str
-    index: int
+    name: str
     incarnation: str = field(default_factory=lambda: token_hex(8))
 
     @property
     def worker(self) -> str:
         """As fragments name it."""
-        return f"{self.pool}/{self.index}"
+        return f"{self.pool}/{self.name}"
 
 
 @dataclass
@@ -211,10 +210,9 @@ class Worker:
 
     def _play(self, ticket: Ticket, actor: Actor) -> dict[str, NDArray[Any]]:
         if self._player is None:
-            # The first ticket is part of the seed: with one worker in mode Sync a job repeats itself exactly,
-            # and a restarted worker does not repeat what it played before.
-            own = (crc32(self._identity.pool.encode()), self._identity.index, ticket.epoch, ticket.id)
-            seed = np.random.SeedSequence([self._config.algorithm.seed, *own])
+            # No two workers get the same ticket, and a restarted one does not get its first again; with one
+            # worker in mode Sync a job repeats itself exactly.
+            seed = np.random.SeedSequence([self._config.algorithm.seed, ticket.epoch, ticket.id])
             self._player = Player(self._environments, self._config.algorithm.ppo.rollout_steps, seed)
         return self._player.play(actor, self._shutdown.check)
 

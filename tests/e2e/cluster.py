@@ -82,14 +82,14 @@ class Namespace:
 
     def children(self, job: str) -> dict[str, str]:
         """`kind/name` to UID of everything labelled as the job's."""
-        kinds = "deployments,jobs,pods,services,configmaps,secrets,rolloutpools,networkpolicies"
+        kinds = "deployments,replicasets,pods,services,configmaps,secrets,rolloutpools,networkpolicies"
         items = self.list(kinds, f"ratchet.dev/job={job}")
         return {f"{i['kind']}/{i['metadata']['name']}": i["metadata"]["uid"] for i in items}
 
     def diary(self) -> str:
         """What a person would ask for after a failure: objects, events, the pods' logs."""
         parts = [
-            self.kubectl("get", "rlj,rlp,pods,deployments,jobs", "-o", "wide"),
+            self.kubectl("get", "rlj,rlp,pods,deployments,replicasets", "-o", "wide"),
             self.kubectl("get", "rlj", "-o", "yaml"),
             self.kubectl("get", "events", "--sort-by=.lastTimestamp"),
         ]

@@ -60,7 +60,7 @@ def test_helm_test_passes() -> None:
         ("watch", "ratchet.dev", "rltrainingjobs"),
         ("patch", "ratchet.dev", "rltrainingjobs/status"),
         ("create", "apps", "deployments"),
-        ("patch", "batch", "jobs"),
+        ("patch", "apps", "replicasets"),
         ("create", "", "secrets"),
         ("list", "", "pods"),
     ],

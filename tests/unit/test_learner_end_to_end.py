@@ -97,7 +97,7 @@ class Job:
     folder: Path
     programs: list[Program] = field(default_factory=list[Program])
 
-    def start(self, program: str, index: int = 0, **variables: str) -> Program:
+    def start(self, program: str, **variables: str) -> Program:
         number = len(self.programs)
         folder = self.folder / str(number)
         folder.mkdir()
@@ -111,7 +111,6 @@ class Job:
             "RATCHET_TERMINATION_LOG": str(last_words),
             "RATCHET_PORT": str(port),
             "RATCHET_POOL": "pool",
-            "JOB_COMPLETION_INDEX": str(index),
             **variables,
         }
         with log.open("wb") as output:
@@ -125,8 +124,8 @@ class Job:
         self.trainer = self.start("ratchet-trainer")
         return self.trainer
 
-    def start_worker(self, index: int = 0, **variables: str) -> Program:
-        self.worker = self.start("ratchet-rollout", index, **variables)
+    def start_worker(self, **variables: str) -> Program:
+        self.worker = self.start("ratchet-rollout", **variables)
         return self.worker
 
     def status(self) -> TrainerStatus | None:
@@ -344,8 +343,8 @@ def test_of_two_trainers_the_older_ends_as_fenced(running: Job):
 def test_in_mode_bounded_async_two_workers_train_within_the_lag(make_job: Callable[..., Job], s3: S3Server):
     job = make_job(pendulum(s3, fragmentsPerBatch=2, maxPolicyLag=2, stop={"maxSteps": 20_000}))
     job.start_trainer()
-    job.start_worker(0)
-    job.start_worker(1)
+    job.start_worker()
+    job.start_worker()
     lags: list[float] = []
 
     def finished(status: TrainerStatus) -> bool:

@@ -9,7 +9,7 @@ from ratchet_operator.build.network import network_policies
 from ratchet_operator.build.pool import REPLICAS_FROM, rollout_pool
 from ratchet_operator.build.redis import redis_deployment, redis_service
 from ratchet_operator.build.trainer import CONFIG_HASH, trainer_deployment, trainer_service
-from ratchet_operator.build.workers import worker_job
+from ratchet_operator.build.workers import worker_set
 from ratchet_operator.kinds import base_name, label_value
 from ratchet_operator.ledger import LEDGER_ANNOTATION, Ledger
 from ratchet_operator.settings import Installation
@@ -45,7 +45,7 @@ def environment(obj: dict) -> dict[str, str]:
 ALL_PODS = {
     "trainer": trainer_deployment(context(), 1, "CPU", "s", 1),
     "redis": redis_deployment(context(), "s", 1),
-    "worker": worker_job(pool_context(), "s", 2, None),
+    "worker": worker_set(pool_context(), "s", 2),
 }
 
 
@@ -186,22 +186,18 @@ def test_a_pool_is_a_valid_pool():
     assert (spec.min_replicas, spec.max_replicas) == (1, 1)
 
 
-def test_the_worker_job_is_elastic_and_named_by_its_template():
-    two, nine = (worker_job(pool_context(), "s", size, None) for size in (2, 9))
-    other = worker_job(pool_context(image="mine:1"), "s", 2, None)
+def test_a_worker_set_is_elastic_named_by_its_template_and_takes_no_other_pods():
+    two, nine = (worker_set(pool_context(), "s", size) for size in (2, 9))
+    other = worker_set(pool_context(image="mine:1"), "s", 2)
 
     assert two["metadata"]["name"] == nine["metadata"]["name"] != other["metadata"]["name"]
-    assert nine["spec"]["completions"] == nine["spec"]["parallelism"] == 9
-    assert two["spec"]["completionMode"] == "Indexed"
-    assert two["spec"]["template"]["spec"]["restartPolicy"] == "OnFailure"
+    assert nine["spec"]["replicas"] == 9
     assert environment(two)["RATCHET_POOL"] == "job-rollouts"
-
-
-def test_no_workers_is_a_suspended_job_of_the_size_it_has():
-    live = worker_job(pool_context(), "s", 5, None)
-    none = worker_job(pool_context(), "s", 0, live)["spec"]
-
-    assert (none["suspend"], none["completions"], none["parallelism"]) == (True, 5, 5)
+    selector, labels = (
+        two["spec"]["selector"]["matchLabels"], two["spec"]["template"]["metadata"]["labels"]
+    )  # fmt: skip
+    assert selector.items() <= labels.items()
+    assert not selector.items() <= other["spec"]["template"]["metadata"]["labels"].items()
 
 
 def test_user_volumes_can_not_collide_with_ours():
@@ -217,9 +213,9 @@ def test_user_volumes_can_not_collide_with_ours():
 def test_children_of_any_job_have_names_that_fit(name):
     job = context(name=name)
     pool = PoolContext(job.pool_name, "u", pool_context().spec, job)
-    worker = worker_job(pool, "s", 10_000, None)["metadata"]["name"]
+    worker = worker_set(pool, "s", 10_000)["metadata"]["name"]
 
-    for child in (job.redis_name, job.trainer_name, job.pool_name, f"{worker}-9999"):
+    for child in (job.redis_name, job.trainer_name, job.pool_name, f"{worker}-x7k2p"):
         assert len(child) <= 63
         assert child[0].isalpha()
         assert "." not in child

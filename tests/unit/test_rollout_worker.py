@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -68,7 +69,7 @@ class Job:
         try:
             self.worker = Worker(
                 self.config,
-                Identity("pool", 4, "incarnation"),
+                Identity("pool", "4", "incarnation"),
                 WorkerChannel(self.server.client(), self.config.key_prefix),
                 self.shutdown,
             )
@@ -222,7 +223,7 @@ def test_a_worker_of_other_spaces_ends_with_a_sentence(job: Job, redis: Redis, r
         assert not job.failure
     other = Worker(
         config(id="Acrobot-v1"),
-        Identity("spot", 0),
+        Identity("spot", "0"),
         WorkerChannel(redis, job.config.key_prefix),
         Shutdown(),
     )
@@ -283,7 +284,6 @@ def environment(tmp_path: Path, url: str, settings: dict[str, Any] | str) -> dic
     return {
         "RATCHET_CONFIG": str(path),
         "RATCHET_POOL": "pool",
-        "JOB_COMPLETION_INDEX": "4",
         "RATCHET_TERMINATION_LOG": str(tmp_path / "last-words"),
         "REDIS_URL": url,
     }
@@ -296,7 +296,6 @@ def environment(tmp_path: Path, url: str, settings: dict[str, Any] | str) -> dic
         ({}, "{", 10, "job.json is wrong at its root"),
         ({}, {**config().to_wire(), "uid": 7}, 10, "job.json is wrong at uid"),
         ({"RATCHET_CONFIG": "/nowhere/job.json"}, "", 10, "set RATCHET_CONFIG"),
-        ({"JOB_COMPLETION_INDEX": "first"}, config().to_wire(), 10, "JOB_COMPLETION_INDEX"),
         ({"REDIS_URL": ""}, config().to_wire(), 10, "RATCHET_REDIS_URL_FILE"),
     ],
 )
@@ -343,11 +342,11 @@ def test_the_program_works_and_ends_on_sigterm_with_json_lines(
         process.kill()
     [entry] = entries
     assert isinstance(entry.outcome, Fragment)
-    assert entry.outcome.header.worker == "pool/4"
+    assert entry.outcome.header.worker == f"pool/{socket.gethostname()}"
     assert process.returncode == 143
     lines = [json.loads(line) for line in output.splitlines()]
     assert [line["message"] for line in lines] == ["started", "ended as asked"]
-    assert lines[0]["worker"] == "pool/4"
+    assert lines[0]["worker"] == f"pool/{socket.gethostname()}"
 
 
 def test_neither_torch_nor_kopf_is_imported():

@@ -20,7 +20,7 @@ from ratchet_trainer.main import run
 from ratchet_trainer.metrics import Metrics
 from ratchet_trainer.resume import Resumed
 from ratchet_trainer.saving import Saver, Snapshot
-from ratchet_trainer.settings import InvalidConfiguration, read_settings
+from ratchet_trainer.settings import read_settings
 from ratchet_trainer.trackers import TensorBoard, tracker
 from ratchet_trainer.web import serve
 from redis import Redis
@@ -37,6 +37,7 @@ from ratchet.checkpoints import (
     StorageUnavailable,
     Superseded,
 )
+from ratchet.configuration import InvalidConfiguration
 from ratchet.policies import EnvironmentSpec, PolicySpec, SpaceSpec
 
 SPACES = EnvironmentSpec(

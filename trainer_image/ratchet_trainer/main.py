@@ -34,6 +34,7 @@ from ratchet.checkpoints import (  # noqa: E402
     Superseded,
 )
 from ratchet.checkpoints import connect as connect_storage  # noqa: E402
+from ratchet.configuration import InvalidConfiguration  # noqa: E402
 from ratchet.experience import (  # noqa: E402
     ConnectionSettings,
     Fenced,
@@ -50,7 +51,7 @@ from ratchet_trainer.algorithms.errors import Diverged  # noqa: E402
 from ratchet_trainer.board import Board  # noqa: E402
 from ratchet_trainer.interruption import Interrupted, pause  # noqa: E402
 from ratchet_trainer.metrics import Metrics  # noqa: E402
-from ratchet_trainer.settings import InvalidConfiguration, Settings, read_settings  # noqa: E402
+from ratchet_trainer.settings import Settings, read_settings  # noqa: E402
 from ratchet_trainer.trackers import TensorBoard, Tracker, tracker  # noqa: E402
 from ratchet_trainer.web import serve  # noqa: E402
 

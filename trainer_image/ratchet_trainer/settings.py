@@ -2,16 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from ratchet.api.v1alpha1 import TrainingConfig
-
-
-class InvalidConfiguration(Exception):  # noqa: N818 - names what was found
-    """The job can't work as it is written; the sentence says what to write instead."""
+from ratchet.configuration import InvalidConfiguration, read_configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +28,7 @@ class Settings:
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """Raises InvalidConfiguration."""
-    path = Path(environment.get("RATCHET_CONFIG", "/etc/ratchet/job.json"))
-    try:
-        config = TrainingConfig.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InvalidConfiguration(f"{path} can't be read ({error.strerror}): set RATCHET_CONFIG") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "its root"
-        raise InvalidConfiguration(f"{path} is wrong at {where}: {first['msg']}") from error
+    config = read_configuration(environment)
     attempt, port = environment.get("RATCHET_ATTEMPT", "1"), environment.get("RATCHET_PORT", "8080")
     if not attempt.isdigit() or not port.isdigit():
         raise InvalidConfiguration("RATCHET_ATTEMPT and RATCHET_PORT must be whole numbers")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ratchet.api.v1alpha1 import TrainingConfig
-from ratchet_trainer.settings import InvalidConfiguration
+from ratchet.configuration import InvalidConfiguration
 
 
 class Tracker(Protocol):

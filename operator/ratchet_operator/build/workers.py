@@ -1,17 +1,21 @@
-"""The workers of a pool: an elastic Indexed Job, named by the hash of its template."""
+"""The workers of a pool: a ReplicaSet, named by the hash of its template.
+
+Not a Job, which makes workers wait for one another: it holds back every new pod for ten seconds after one
+was lost, doubled with each loss, evictions included (docs/decisions/0006-workers.md).
+"""
 
 from ratchet_operator.build.context import PoolContext
 from ratchet_operator.build.pod import USER, container, environment, pod_spec, resources, user_mount
 from ratchet_operator.build.redis import SECRET_UID_ANNOTATION
 from ratchet_operator.build.trainer import shared_environment, shared_mounts
-from ratchet_operator.kinds import LONGEST_POOL, WORKER_JOB, Json, base_name, digest, spec_of
+from ratchet_operator.kinds import JOB_UID_LABEL, LONGEST_POOL, WORKER_SET, Json, base_name, digest
 
 CONTAINER = "worker"
-NEVER_GIVE_UP = 2147483647
+TEMPLATE_LABEL = "ratchet.dev/template"
 
 
 def worker_template(context: PoolContext, secret_uid: str) -> Json:
-    """The pod template; a Job's template can't be changed, so another one is another Job."""
+    """The pod template; a ReplicaSet leaves the pods of an older one alone, so another is another set."""
     spec, installation = context.spec, context.job.installation
     mounts = [*shared_mounts(context.job), *(user_mount(volume) for volume in spec.volumes)]
     main = container(
@@ -24,33 +28,31 @@ def worker_template(context: PoolContext, secret_uid: str) -> Json:
     )
     return {
         "metadata": {"labels": context.labels, "annotations": {SECRET_UID_ANNOTATION: secret_uid}},
-        "spec": pod_spec(
-            main, mounts, USER, spec, restartPolicy="OnFailure", terminationGracePeriodSeconds=10
-        ),
+        "spec": pod_spec(main, mounts, USER, spec, terminationGracePeriodSeconds=10),
     }
 
 
-def worker_job(context: PoolContext, secret_uid: str, replicas: int, live: Json | None) -> Json:
-    """`<pool>-<hash>` with `replicas` indexes. Zero suspend it, for a Job of zero is complete."""
+def worker_set(context: PoolContext, secret_uid: str, replicas: int) -> Json:
+    """`<pool>-<hash>` with `replicas` workers."""
     template = worker_template(context, secret_uid)
-    size = replicas
-    if replicas == 0:
-        size = spec_of(live).get("completions") or 1
+    name = digest(template)
+    template["metadata"]["labels"] = {**context.labels, TEMPLATE_LABEL: name}
     return {
-        "apiVersion": WORKER_JOB.api_version,
-        "kind": WORKER_JOB.kind,
+        "apiVersion": WORKER_SET.api_version,
+        "kind": WORKER_SET.kind,
         "metadata": {
-            "name": f"{base_name(context.name, LONGEST_POOL)}-{digest(template)}",
+            "name": f"{base_name(context.name, LONGEST_POOL)}-{name}",
             "namespace": context.job.namespace,
             "labels": context.labels,
             "ownerReferences": [context.owner],
         },
         "spec": {
-            "completionMode": "Indexed",
-            "completions": size,
-            "parallelism": size,
-            "suspend": replicas == 0,
-            "backoffLimit": NEVER_GIVE_UP,
+            "replicas": replicas,
+            "selector": {
+                "matchLabels": {
+                    **context.selector, JOB_UID_LABEL: context.job.uid, TEMPLATE_LABEL: name
+                }
+            },
             "template": template,
         },
-    }
+    }  # fmt: skip

@@ -62,9 +62,8 @@ def _why_pod(what: str, pod: Json, gpu: str | None) -> tuple[int, Verdict]:
             cause = message.partition("ErrImagePull: ")[2] or (
                 "" if message.startswith("Back-off") else message
             )
-            return 0, no(
-                "ImagePullBackOff", _sentence(f"The image {_image(pod, seen)} can't be pulled", cause)
-            )
+            image = image_of(pod, seen.get("name", ""))
+            return 0, no("ImagePullBackOff", _sentence(f"The image {image} can't be pulled", cause))
         if reason in _CREATION:
             return 1, no(reason, _sentence(f"The container of {name} can't be created", message))
         if reason == "CrashLoopBackOff" or (now_ended and ended.get("exitCode") != 0):
@@ -78,11 +77,10 @@ def _why_pod(what: str, pod: Json, gpu: str | None) -> tuple[int, Verdict]:
     return 4, no("PodStarting", f"The {what} is starting.")
 
 
-def _image(pod: Json, seen: Json) -> str:
-    for container in items(spec_of(pod), "containers"):
-        if container.get("name") == seen.get("name"):
-            return container.get("image", "")
-    return seen.get("image", "")
+def image_of(pod: Json, container: str) -> str:
+    """The image that a container of the pod asks for."""
+    found = items(spec_of(pod), "containers")
+    return next((one.get("image", "") for one in found if one.get("name") == container), "")
 
 
 def _sentence(what: str, cause: str) -> str:

@@ -51,11 +51,6 @@ def difference(wanted: Json, live: Json) -> str | None:
     """Why the live child has to be applied again; None where it need not."""
     if annotations_of(wanted).get(WANTED_HASH) != annotations_of(live).get(WANTED_HASH):
         return first_difference(_unstamped(wanted), live) or "something is no longer wanted"
-    if wanted["kind"] == "Job":
-        wanted = {
-            **wanted,
-            "spec": {key: value for key, value in wanted["spec"].items() if key != "template"},
-        }
     return first_difference(wanted, live)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ratchet.api.v1alpha1 import RLTrainingJobStatus
 from ratchet_operator.build.context import JobContext
 from ratchet_operator.conditions import Verdict, conditions, no, unknown, yes
-from ratchet_operator.kinds import Json, spec_of, status_of
+from ratchet_operator.kinds import Json, items, spec_of, status_of
 from ratchet_operator.ledger import Ledger
 from ratchet_operator.policies.device import DeviceChoice
 from ratchet_operator.policies.progress import seconds_until_due
@@ -103,7 +103,7 @@ def _verdicts(
             "Progressing": no("Suspended", "spec.suspend is true."),
         }
     experience = _experience(context, seen, waiting)
-    rollouts = _rollouts(wanted_workers, workers)
+    rollouts = _rollouts(seen, wanted_workers, workers)
     accelerator = _accelerator(context, seen, choice)
     verdicts = {
         "Progressing": _progressing(context, seen, waiting, choice, experience, rollouts),
@@ -123,12 +123,15 @@ def _experience(context: JobContext, seen: JobSeen, waiting: Waiting) -> Verdict
     return yes("External", f"The Redis in Secret {context.redis_secret_name} is used.")
 
 
-def _rollouts(wanted: int, workers: tuple[Json, ...]) -> Verdict:
+def _rollouts(seen: JobSeen, wanted: int, workers: tuple[Json, ...]) -> Verdict:
+    """What the pool says where it has seen that workers are missing: it knows best why."""
     ready = sum(is_ready(pod) for pod in workers)
     if ready >= wanted:
         return yes("AllReady", "All workers are ready.")
-    lagging = [pod for pod in alive(workers) if not is_ready(pod)]
-    return why_not_ready("worker", lagging)
+    for said in items(status_of(seen.pool), "conditions"):
+        if said.get("type") == "Ready" and said.get("status") == "False":
+            return no(said.get("reason", ""), said.get("message", ""))
+    return why_not_ready("worker", [pod for pod in alive(workers) if not is_ready(pod)])
 
 
 def _accelerator(context: JobContext, seen: JobSeen, choice: DeviceChoice) -> Verdict | None:

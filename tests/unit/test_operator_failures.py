@@ -1,0 +1,145 @@
+"""How a job fails, ends and goes: failures judged once, attempts numbered, by the clock that is passed in."""
+
+from datetime import timedelta
+
+import pytest
+from ratchet_operator.kinds import DEPLOYMENT, TRAINING_JOB, labels_of, name_of, spec_of, status_of
+from world import World, condition, conditions, end_container, new_world
+
+
+def fail_trainer(world: World, code: int) -> None:
+    for pod in world.pods_of("job-trainer"):
+        end_container(pod, code, "words\nlast words")
+
+
+def test_each_failure_counts_once_and_numbers_the_next_attempt():
+    world = new_world(failurePolicy={"backoffLimit": 2})
+    world.settle()
+    for counted in (1, 2):
+        fail_trainer(world, 1)
+        world.operate()
+        world.operate()
+        world.settle()
+        status = status_of(world.get(TRAINING_JOB, "job"))
+        assert (status["failuresCounted"], status["attempt"]) == (counted, counted + 1)
+
+    fail_trainer(world, 1)
+    world.settle()
+
+    failed = condition(world.get(TRAINING_JOB, "job"), "Failed")
+    assert failed["reason"] == "BackoffLimitExceeded"
+    assert "last words" in failed["message"]
+    assert world.all(DEPLOYMENT) == []
+
+
+def test_a_job_deleted_by_its_ttl_goes_when_the_clock_says_so():
+    world = new_world(ttlSecondsAfterFinished=3600)
+    world.settle()
+    world.trainer_finished = True
+    world.settle()
+    assert world.get(TRAINING_JOB, "job") is not None
+
+    world.now += timedelta(seconds=3600)
+    world.operate()
+
+    assert world.objects == {}
+
+
+def test_an_ignored_failure_is_recorded_once_and_starts_no_attempt():
+    world = new_world()
+    world.settle()
+
+    fail_trainer(world, 14)
+    world.settle()
+
+    status = status_of(world.get(TRAINING_JOB, "job"))
+    assert [failure["action"] for failure in status["failures"]] == ["Ignore"]
+    assert status["attempt"] == 1
+
+
+def test_a_worker_that_says_the_job_can_not_work_fails_it_in_its_own_words():
+    world = new_world()
+    world.settle()
+    for pod in world.pods_of("job-rollouts"):
+        seen = pod["status"]["containerStatuses"][0]
+        seen["state"] = {
+            "terminated": {"exitCode": 10, "message": "unknown environment X-v0: write another id"}
+        }
+
+    world.operate()
+
+    failed = condition(world.get(TRAINING_JOB, "job"), "Failed")
+    assert failed["reason"] == "ConfigurationError"
+    assert failed["message"] == "unknown environment X-v0: write another id"
+
+
+@pytest.mark.parametrize("component", ["job-trainer", "job-rollouts"])
+def test_how_pods_of_an_earlier_job_of_the_same_name_ended_is_not_held_against_this_one(component):
+    """Garbage collection takes its time, and a user who corrects a mistake does not wait for it."""
+    world = new_world()
+    world.settle()
+    earlier = world.pods_of(component)
+    for pod in earlier:
+        pod["status"]["containerStatuses"][0]["state"] = {"terminated": {"exitCode": 10, "message": "no"}}
+    job = world.get(TRAINING_JOB, "job")
+    assert job is not None
+    world.delete("RLTrainingJob", "job")
+    world.put({"kind": "RLTrainingJob", "metadata": {"name": "job"}, "spec": spec_of(job)})
+    world.objects |= {("Pod", name_of(pod)): pod for pod in earlier}
+
+    world.operate()
+
+    assert conditions(world.get(TRAINING_JOB, "job")).get("Failed") is None
+    assert status_of(world.get(TRAINING_JOB, "job"))["attempt"] == 1
+
+
+def test_evicted_pods_that_nobody_removes_are_judged_once_however_many_they_are():
+    world = new_world()
+    world.settle()
+    (trainer,) = world.pods_of("job-trainer")
+    for number in range(40):
+        metadata = {"name": f"evicted-{number}", "labels": labels_of(trainer),
+                    "creationTimestamp": f"2026-01-01T00:{number:02}:00Z"}  # fmt: skip
+        world.put({"kind": "Pod", "metadata": metadata, "spec": {},
+                   "status": {"phase": "Failed", "reason": "Evicted"}})  # fmt: skip
+        world.operate()
+    told = world.events.count("TrainerFailed")
+
+    before = world.writes
+    world.operate()
+    world.operate()
+
+    assert world.writes == before
+    assert told == 40
+
+
+def test_a_job_that_is_to_go_at_once_when_it_has_ended_says_first_how_it_ended():
+    world = new_world(ttlSecondsAfterFinished=0)
+    world.settle()
+    world.trainer_finished = True
+    world.operate()
+
+    assert conditions(world.get(TRAINING_JOB, "job")) == {"Succeeded": "True", "Progressing": "False"}
+    assert world.events.count("Succeeded") == 1
+
+    world.operate()
+
+    assert world.get(TRAINING_JOB, "job") is None
+
+
+def test_a_trainer_whose_gpu_node_is_gone_for_good_goes_on_without_it():
+    world = new_world(trainer={"gpu": {"count": 1, "fallback": "CPU"}})
+    world.devices = {"nvidia.com/gpu": 1}
+    world.settle()
+    assert status_of(world.get(TRAINING_JOB, "job"))["device"] == "GPU"
+    (pod,) = world.pods_of("job-trainer")
+    pod["spec"] = {**pod["spec"], "nodeName": "gpu-node"}
+
+    world.devices = {}
+    world.operate()
+    assert status_of(world.get(TRAINING_JOB, "job"))["device"] == "GPU", "its plugin may only be restarting"
+
+    world.delete("Pod", name_of(pod))
+    world.settle()
+    assert status_of(world.get(TRAINING_JOB, "job"))["device"] == "CPU"
+    assert world.events.count("FallbackCPU") == 1
