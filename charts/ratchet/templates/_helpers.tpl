@@ -34,6 +34,28 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- else if not .Values.watchNamespaces }}true{{ end }}
 {{- end }}
 
+{{- /* Fails where a release of the other scope serves a namespace of this one: the two would undo each other's
+work. A dry run on the client sees no cluster. */ -}}
+{{- define "ratchet.noOverlap" -}}
+{{- if .Values.rbac.refuseOverlap }}
+{{- $rbac := "rbac.authorization.k8s.io/v1" }}
+{{- $others := (lookup $rbac "Role" "" "").items | default list }}
+{{- if .Values.watchNamespaces }}
+{{- $others = list (lookup $rbac "ClusterRole" "" "ratchet-operator") }}
+{{- end }}
+{{- range $others }}
+{{- $it := .metadata | default dict }}
+{{- if eq ($it.name | default "") "ratchet-operator" }}
+{{- $by := $it.annotations | default dict }}
+{{- $release := printf "%s of namespace %s" (get $by "meta.helm.sh/release-name") (get $by "meta.helm.sh/release-namespace") }}
+{{- if ne $release (printf "%s of namespace %s" $.Release.Name $.Release.Namespace) }}
+{{- fail (printf "\nThe release %s serves %s already, and two operators would undo each other's work.\nUninstall it, or give the two releases different watchNamespaces." $release (ternary (printf "the namespace %s" ($it.namespace | default "")) "the whole cluster" (hasKey $it "namespace"))) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "ratchet.securityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
