@@ -30,11 +30,9 @@ log = logging.getLogger("ratchet.transport")
 def watched(settings: Settings) -> dict[Kind, str | None]:
     """The kinds to watch, each with its label selector."""
     kinds: dict[Kind, str | None] = {TRAINING_JOB: None, ROLLOUT_POOL: None}
-    kinds |= dict.fromkeys((CONFIG_MAP, DEPLOYMENT, SERVICE, POD), JOB_LABEL)
+    kinds |= dict.fromkeys((CONFIG_MAP, DEPLOYMENT, SERVICE, POD, NETWORK_POLICY), JOB_LABEL)
     # Deployments make ReplicaSets with the job's label too; only the workers' belong to a pool.
     kinds[WORKER_SET] = POOL_LABEL
-    if settings.installation.network_policies:
-        kinds[NETWORK_POLICY] = JOB_LABEL
     if settings.nodes_visible:
         kinds[NODE] = None
     return kinds

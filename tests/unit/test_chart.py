@@ -44,15 +44,15 @@ def helm() -> str:
     return made.stdout.strip().splitlines()[-1]
 
 
-def template(*settings: str) -> subprocess.CompletedProcess[str]:
+def template(*settings: str, release: str = "ratchet") -> subprocess.CompletedProcess[str]:
     flags = [flag for setting in settings for flag in ("--set", setting)]
-    command = [helm(), "template", "ratchet", str(CHART), "--namespace", "ratchet-system", *flags]
+    command = [helm(), "template", release, str(CHART), "--namespace", "ratchet-system", *flags]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @cache
-def rendered(*settings: str) -> list[dict[str, Any]]:
-    done = template(*settings)
+def rendered(*settings: str, release: str = "ratchet") -> list[dict[str, Any]]:
+    done = template(*settings, release=release)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
@@ -120,17 +120,44 @@ def test_watching_namespaces_needs_roles_only_and_nothing_of_the_cluster():
     documents = rendered("watchNamespaces={team-a,team-b}")
 
     assert of_kind(documents, "ClusterRole", "ClusterRoleBinding") == []
-    operators = [one for one in of_kind(documents, "Role") if one["metadata"]["name"] == "ratchet"]
+    operators = [one for one in of_kind(documents, "Role") if one["metadata"]["name"] == "ratchet-operator"]
     assert [one["metadata"]["namespace"] for one in operators] == ["team-a", "team-b"]
     assert environment(documents)["RATCHET_NAMESPACES"] == "team-a,team-b"
     assert environment(documents)["RATCHET_NODES_VISIBLE"] == "false"
 
 
 def test_both_scopes_give_the_same_rules():
-    (cluster,) = [one for one in of_kind(rendered(), "ClusterRole") if one["metadata"]["name"] == "ratchet"]
+    name = "ratchet-operator"
+    (cluster,) = [one for one in of_kind(rendered(), "ClusterRole") if one["metadata"]["name"] == name]
     for role in of_kind(rendered("watchNamespaces={team-a,team-b}"), "Role"):
-        if role["metadata"]["name"] == "ratchet":
+        if role["metadata"]["name"] == name:
             assert role["rules"] == cluster["rules"]
+
+
+def test_two_releases_of_one_scope_meet_in_the_names_of_their_roles():
+    """So that Helm refuses the second: an object that another release owns is an error."""
+
+    def names(kind: str, *settings: str, release: str) -> set[tuple[str, str]]:
+        found = of_kind(rendered(*settings, release=release), kind)
+        return {(one["metadata"].get("namespace", ""), one["metadata"]["name"]) for one in found}
+
+    def met(kind: str, *settings: str) -> set[tuple[str, str]]:
+        return names(kind, *settings, release="ratchet") & names(kind, *settings, release="other")
+
+    assert met("ClusterRole") == {("", "ratchet-operator")}
+    both = "watchNamespaces={team-a}"
+    assert ("team-a", "ratchet-operator") in met("Role", both)
+    assert met("ClusterRole", both, "nodes.visible=true") == set()
+
+
+def test_policies_can_be_taken_away_when_they_are_off_and_made_only_when_they_are_on():
+    def verbs(*settings: str) -> set[str]:
+        roles = of_kind(rendered(*settings), "ClusterRole")
+        rules = [rule for role in roles for rule in role["rules"] if "networkpolicies" in rule["resources"]]
+        return {verb for rule in rules for verb in rule["verbs"]}
+
+    assert verbs() == {"list", "watch", "delete"}
+    assert verbs("networkPolicies.enabled=true") == {"list", "watch", "delete", "create", "patch"}
 
 
 def test_nodes_are_read_by_a_role_of_its_own_and_only_if_visible():
