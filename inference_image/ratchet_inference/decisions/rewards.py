@@ -1,0 +1,291 @@
+"""Rewards that come after their decisions: who still waits for one, what comes too late, what came before.
+
+A server knows only its own recent decisions. What it does not know goes to the decision log all the same, where
+the reader joins it with what other servers wrote; see docs/decision-log.md. No I/O and no clock of its own.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from math import isfinite
+from typing import Any, Generic, TypeVar, cast
+
+from ratchet.decisions.records import Decision, Reward
+from ratchet_inference.decisions.returns import Returns, Tally
+from ratchet_inference.problems import Problem, bad_request
+
+LONGEST_NAME = 256
+# Waits that end in one call at most, so that an answer never waits for many of them.
+ENDED_AT_ONCE = 1_000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSettings:
+    """How rewards are waited for.
+
+    Attributes:
+        window: seconds after a decision, or after an episode's last one, in which a reward is in time.
+        default: reward or return of what got none in its window; None writes none. Where several servers share
+            the traffic, a return may reach another than the one that waits, so leave it to the reader there.
+        capacity: decisions, and episodes, that are waited for, and as many whose wait is over.
+        most: rewards in one request.
+
+    """
+
+    window: float = 60.0
+    default: float | None = None
+    capacity: int = 65_536
+    most: int = 10_000
+
+
+class Standing(Enum):
+    """What a reward finds."""
+
+    AWAITED = "accepted"
+    LATE = "late"
+    DUPLICATE = "duplicates"
+    UNKNOWN = "unknown"
+
+
+class Waiting(Generic[T]):
+    """Names that wait for a reward, by last activity, and names whose wait is over. Both are bounded."""
+
+    def __init__(self, window: float, capacity: int) -> None:
+        self._window = window
+        self._capacity = capacity
+        self._open: OrderedDict[str, tuple[float, T]] = OrderedDict()
+        self._over: OrderedDict[str, tuple[bool, T]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def get(self, name: str) -> T | None:
+        """What is known of a name."""
+        found = self._open.get(name) or self._over.get(name)
+        return found[1] if found else None
+
+    def wait(self, name: str, value: T, now: float) -> None:
+        """Waits a whole window from now, unless its wait is over."""
+        if name not in self._over:
+            self._open[name] = (now, value)
+            self._open.move_to_end(name)
+
+    def crowded_out(self) -> T | None:
+        """Forgets the one that has waited longest, where more wait than there is room for."""
+        return self._open.popitem(last=False)[1][1] if len(self._open) > self._capacity else None
+
+    def ended(self, now: float, most: int) -> Iterator[tuple[str, T]]:
+        """Ends the waits whose window has passed, oldest first."""
+        for _ in range(most):
+            if not self._open:
+                return
+            name, (since, value) = next(iter(self._open.items()))
+            if now - since <= self._window:
+                return
+            self._end(name, value, rewarded=False)
+            yield name, value
+
+    def reward(self, name: str, now: float) -> Standing:
+        """Takes a reward; every later one of the same name is a duplicate."""
+        waiting = self._open.get(name)
+        if waiting is not None:
+            since, value = waiting
+            self._end(name, value, rewarded=True)
+            return Standing.AWAITED if now - since <= self._window else Standing.LATE
+        over = self._over.get(name)
+        if over is None:
+            return Standing.UNKNOWN
+        rewarded, value = over
+        if rewarded:
+            return Standing.DUPLICATE
+        self._over[name] = (True, value)
+        return Standing.LATE
+
+    def _end(self, name: str, value: T, *, rewarded: bool) -> None:
+        del self._open[name]
+        self._over[name] = (rewarded, value)
+        if len(self._over) > self._capacity:
+            self._over.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Episode:
+    total: Tally
+    cohort: Tally
+
+
+class Rewards:
+    """The rewards of one server; belongs to its event loop.
+
+    Args:
+        record: takes each reward, once; None where the server has no decision log.
+        settings: how rewards are waited for.
+        clock: Unix seconds, as in `Decision.time`.
+
+    """
+
+    def __init__(
+        self,
+        record: Callable[[Reward], None] | None,
+        settings: RewardSettings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._record = record
+        self._settings = settings
+        self._clock = clock
+        self._decisions: Waiting[None] = Waiting(settings.window, settings.capacity)
+        self._episodes: Waiting[_Episode] = Waiting(settings.window, settings.capacity)
+        self._returns = Returns()
+        self._counts: Counter[str] = Counter()
+
+    def decided(self, decision: Decision) -> None:
+        """Waits for the reward of a decision and for the return of its episode."""
+        now = decision.time
+        decisions, episodes = self._decisions, self._episodes
+        decisions.wait(decision.id, None, now)
+        if len(decisions) > self._settings.capacity:
+            decisions.crowded_out()
+            self._counts["forgotten"] += 1
+        name = decision.episode
+        if name is not None:
+            episode = episodes.get(name)
+            if episode is None:
+                episode = _Episode(*self._returns.tallies(decision.arm, decision.digest, now))
+                episode.total.started += 1
+                episode.cohort.started += 1
+            episodes.wait(name, episode, now)
+            lost = episodes.crowded_out()
+            if lost:
+                lost.total.missing += 1
+                lost.cohort.missing += 1
+        self.tick(2)
+
+    def receive(self, body: object) -> tuple[int, dict[str, Any]]:
+        """Answers `POST /v1/reward`.
+
+        Args:
+            body: JSON: `{"id", "reward"}`, `{"episode", "return", "length"?}`, or `{"rewards": [of these]}`.
+
+        Returns:
+            Status and JSON. 202 counts what became of each reward; 400 and 413 took none of them; 404 says that
+            all of them are of decisions that this server does not know, and that it has no log to keep them in.
+
+        """
+        try:
+            wanted = self._parse(body)
+        except Problem as problem:
+            return problem.status, {"error": {"code": problem.code, "message": problem.message}}
+        now = self._clock()
+        self.tick(ENDED_AT_ONCE)
+        became: Counter[str] = Counter()
+        for by_id, name, value, length in wanted:
+            standing = self._take(by_id, name, value, length, now)
+            became[standing.value] += 1
+        self._counts.update(became)
+        if self._record is None and became["unknown"] == len(wanted):
+            words = (
+                "this server knows no such recent decision or episode: it may be older than its wait, or of "
+                "another server; a server with a decision log keeps such rewards for the reader"
+            )
+            return 404, {"error": {"code": "unknown-decision", "message": words}}
+        return 202, {standing.value: became[standing.value] for standing in Standing}
+
+    def tick(self, most: int = ENDED_AT_ONCE) -> None:
+        """Ends waits whose window has passed; to be called each second, also when nothing is asked."""
+        now, default = self._clock(), self._settings.default
+        for name, _ in self._decisions.ended(now, most):
+            self._counts["unrewarded"] += 1
+            self._default(name, None, now)
+        for name, episode in self._episodes.ended(now, most):
+            for tally in (episode.total, episode.cohort):
+                if default is None:
+                    tally.missing += 1
+                else:
+                    tally.add(default, None, default=True)
+            self._default(None, name, now)
+
+    def episodes(self, arm: str | None = None) -> list[dict[str, Any]]:
+        """Returns by arm and digest, for `/v1/stats`; see `Returns.json`."""
+        self.tick()
+        return self._returns.json(self._clock(), arm)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rewards received by what they found, and waits that ended without one, since the start."""
+        names = [*(standing.value for standing in Standing), "unrewarded", "forgotten"]
+        return {name: self._counts[name] for name in names}
+
+    def _take(self, by_id: bool, name: str, value: float, length: int | None, now: float) -> Standing:
+        standing = (self._decisions if by_id else self._episodes).reward(name, now)
+        episode = None if by_id else self._episodes.get(name)
+        if episode:
+            for tally in (episode.total, episode.cohort):
+                if standing is Standing.AWAITED:
+                    tally.add(value, length, default=False)
+                elif standing is Standing.LATE:
+                    tally.late += 1
+        if self._record and standing is not Standing.DUPLICATE:
+            late = None if standing is Standing.UNKNOWN else standing is Standing.LATE
+            id_, of_episode = (name, None) if by_id else (None, name)
+            self._record(Reward(now, id_, of_episode, value, length, default=False, late=late))
+        return standing
+
+    def _default(self, id_: str | None, episode: str | None, now: float) -> None:
+        default = self._settings.default
+        if self._record and default is not None:
+            self._record(Reward(now, id_, episode, default, None, default=True, late=False))
+
+    def _parse(self, body: object) -> list[tuple[bool, str, float, int | None]]:
+        if not isinstance(body, dict):
+            raise _unclear("send a JSON object")
+        fields = cast("dict[str, object]", body)
+        if "rewards" not in fields:
+            return [_one(fields, "")]
+        rows = fields["rewards"]
+        if len(fields) > 1 or not isinstance(rows, list) or not rows:
+            raise _unclear("rewards must be a list with at least one reward, and the only field")
+        rewards = cast("list[object]", rows)
+        if len(rewards) > self._settings.most:
+            words = f"{len(rewards)} rewards in one request: send at most {self._settings.most}"
+            raise Problem(413, "large-batch", words)
+        return [_one(row, f"reward {i}: ") for i, row in enumerate(rewards)]
+
+
+def _one(row: object, where: str) -> tuple[bool, str, float, int | None]:
+    """By decision or by episode, its name, the number, and the length."""
+    if not isinstance(row, dict):
+        raise _unclear(f"{where}a reward is a JSON object")
+    fields = cast("dict[str, object]", row)
+    by_id = "id" in fields
+    known = {"id", "reward"} if by_id else {"episode", "return", "length"}
+    number = "reward" if by_id else "return"
+    name, value, length = fields.get("id" if by_id else "episode"), fields.get(number), fields.get("length")
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        raise _unclear(f"{where}id or episode must be text of 1 to {LONGEST_NAME} characters")
+    if not fields.keys() <= known:
+        raise _unclear(f"{where}unknown field {', '.join(sorted(fields.keys() - known))[:200]}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
+        raise _unclear(f"{where}{number} must be a finite number")
+    if length is not None and (
+        isinstance(length, bool) or not isinstance(length, int) or not 0 <= length < 1 << 31
+    ):
+        raise _unclear(f"{where}length must be a count of steps")
+    return by_id, name, float(value), length
+
+
+def _finite(value: float) -> bool:
+    try:
+        return isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
+
+
+def _unclear(what: str) -> Problem:
+    return bad_request(
+        "bad-reward",
+        f'{what}. Send {{"id": "…", "reward": 1.0}} for a decision, '
+        '{"episode": "…", "return": 200.0, "length": 200} for an episode, or {"rewards": [ … ]}',
+    )
