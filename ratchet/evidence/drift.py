@@ -1,0 +1,82 @@
+"""How far the canary's actions are from the stable arm's, or from those of training.
+
+The distance is total variation: the largest difference of probability that any set of actions has. A set is
+guessed from what was seen before each interval, those actions that canary takes more often, and the
+difference of its shares is tested. It never exceeds the distance whatever the guess was, so the test is
+exact; the guesses settle on the set that attains it, so the test sees every drift in the end. Sequential
+two-sample testing by betting: Shekhar, Ramdas (2023), IEEE Trans. Inf. Theory 70(2).
+
+Continuous actions are counted in bins per dimension, one histogram behind the other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from ratchet.evidence.latency import added
+from ratchet.evidence.means import Contrast, Moments
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Sums by action, and the contrast of the guessed sets.
+
+    Attributes:
+        canary, stable: counts by action.
+        reference: fixed shares to compare with in place of the stable arm, () for none.
+
+    """
+
+    canary: tuple[int, ...] = ()
+    stable: tuple[int, ...] = ()
+    reference: tuple[float, ...] = ()
+    contrast: Contrast = field(default_factory=Contrast)
+
+    def add(self, canary: Sequence[int], stable: Sequence[int] = ()) -> "Drift":
+        """One interval's increments by action; the stable arm's only where there is no reference."""
+        contrast = self.contrast
+        before = shares(self.canary), self._against
+        if before[0] and before[1] and sum(canary) and (self.reference or sum(stable)):
+            taken = [of_canary > against for of_canary, against in zip(*before, strict=True)]
+            centers = _within(before[0], taken), _within(before[1], taken)
+            other = _within(self.reference, taken) if self.reference else _moments(stable, taken)
+            contrast = contrast.add(_moments(canary, taken), other, centers)
+        return replace(
+            self, canary=added(self.canary, canary), stable=added(self.stable, stable), contrast=contrast
+        )
+
+    @property
+    def _against(self) -> tuple[float, ...]:
+        return self.reference or shares(self.stable)
+
+    @property
+    def distance(self) -> float:
+        """Total variation of the shares seen; above the truth by chance where little was seen."""
+        canary, against = shares(self.canary), self._against
+        if not canary or not against:
+            return 0.0
+        return sum(max(0.0, a - b) for a, b in zip(canary, against, strict=True))
+
+    def log_e_above(self, allowed: float, decisions_per_episode: float = 1.0) -> float:
+        """Log evidence that the distance is above the allowed one.
+
+        Decisions within an episode are correlated. The geometric mean of m e-values is one however they
+        depend on each other (Hölder), so dividing by decisions_per_episode counts episodes, not decisions.
+        """
+        log_e = self.contrast.log_e_above(margin=-allowed, width=1.0)
+        return log_e / max(1.0, decisions_per_episode)
+
+
+def shares(counts: Sequence[int]) -> tuple[float, ...]:
+    """Each count's share of the sum, () of nothing."""
+    total = sum(counts)
+    return tuple(count / total for count in counts) if total else ()
+
+
+def _within(of: Sequence[float], taken: Sequence[bool]) -> float:
+    return sum(share for share, is_taken in zip(of, taken, strict=True) if is_taken)
+
+
+def _moments(counts: Sequence[int], taken: Sequence[bool]) -> Moments:
+    n = sum(counts)
+    share = sum(count for count, is_taken in zip(counts, taken, strict=True) if is_taken) / n
+    return Moments(n, share, n * share * (1 - share))

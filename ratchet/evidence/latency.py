@@ -1,0 +1,80 @@
+"""Quantiles of latency from histograms with fixed edges, as rates of answers that took longer than an edge.
+
+A quantile q is above an edge exactly when more than 1 - q of the answers take longer: Howard, Ramdas (2022),
+Bernoulli 28(3). `counts[i]` is the number of answers at most `edges[i]` seconds and above the edge before;
+the last count, one more than there are edges, is of those above all edges.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from ratchet.evidence.rates import Count, RateRatio
+
+
+def slower(counts: Sequence[int], edge: int) -> Count:
+    """How many answers took longer than edges[edge]; none did where there is no such edge."""
+    return Count(sum(counts), sum(counts[edge + 1 :]))
+
+
+def edge_of(edges: Sequence[float], seconds: float) -> int:
+    """Index of the least edge that is not below so many seconds; len(edges) where all are."""
+    return next((index for index, edge in enumerate(edges) if edge >= seconds * (1 - 1e-9)), len(edges))
+
+
+def quantile_edge(counts: Sequence[int], quantile: float) -> int:
+    """Index of the least edge that at most 1 - quantile of the answers exceed; len(edges) where none is."""
+    total, so_far = sum(counts), 0
+    for index, count in enumerate(counts):
+        so_far += count
+        if so_far >= quantile * total:
+            return index
+    return max(0, len(counts) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyRatio:
+    """Whether canary answers exceed allowed x stable's quantile more often than stable answers exceed it.
+
+    The edge is stable's quantile as it was before each interval, so the test stays exact while it moves.
+
+    Attributes:
+        quantile: such as 0.99.
+        allowed: ratio of canary's quantile to stable's.
+        ratio: of the rates of slow answers; allowed to be 1.
+
+    """
+
+    quantile: float
+    allowed: float
+    edges: tuple[float, ...]
+    canary: tuple[int, ...] = ()
+    stable: tuple[int, ...] = ()
+    ratio: RateRatio = field(default_factory=lambda: RateRatio(1.0))
+
+    def add(self, canary: Sequence[int], stable: Sequence[int]) -> "LatencyRatio":
+        """One interval's increments; each has one count more than there are edges."""
+        ratio = self.ratio
+        if sum(self.stable):
+            edge = quantile_edge(self.stable, self.quantile)
+            if edge < len(self.edges):
+                limit = edge_of(self.edges, self.edges[edge] * self.allowed)
+                ratio = ratio.add(slower(canary, limit), slower(stable, edge))
+        return replace(
+            self, canary=added(self.canary, canary), stable=added(self.stable, stable), ratio=ratio
+        )
+
+    def quantiles(self) -> tuple[float | None, float | None]:
+        """Canary's and stable's quantile, rounded up to an edge; None where it is unknown or above all."""
+        found = [
+            quantile_edge(counts, self.quantile) if sum(counts) else len(self.edges)
+            for counts in (self.canary, self.stable)
+        ]
+        canary, stable = (self.edges[edge] if edge < len(self.edges) else None for edge in found)
+        return canary, stable
+
+
+def added(sums: Sequence[int], increments: Sequence[int]) -> tuple[int, ...]:
+    """Sums of counts, bin by bin; nothing stands for zeros."""
+    if not sums or not increments:
+        return tuple(sums or increments)
+    return tuple(a + b for a, b in zip(sums, increments, strict=True))

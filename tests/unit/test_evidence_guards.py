@@ -1,0 +1,200 @@
+"""Guards: latency and drift under peeking, the four verdicts and their records."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratchet.evidence import (
+    Cohort,
+    Count,
+    Decision,
+    Drift,
+    DriftGuard,
+    Episodes,
+    LatencyAgainstStable,
+    LatencyLimit,
+    LatencyRatio,
+    Moments,
+    RateAgainstStable,
+    RateLimit,
+    RateRatio,
+    ReturnGuard,
+    Returns,
+    TripWire,
+    Verdict,
+    dump,
+    load,
+    source_down,
+    split,
+)
+
+RUNS = 1_000
+ALPHA = BETA = 0.05
+MOST_FALSE = 80  # a chance of 5% gives more than 80 in 1,000 once in 10,000 times
+EDGES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
+
+
+def histogram(seconds: np.ndarray) -> list[int]:
+    return np.bincount(np.searchsorted(EDGES, seconds), minlength=len(EDGES) + 1).tolist()
+
+
+def latencies(rng: np.random.Generator, n: int, slower: float = 1.0) -> list[int]:
+    return histogram(slower * 0.003 * rng.lognormal(0, 0.6, n))
+
+
+def peeked_latency(rng: np.random.Generator, quantile: float, slower: float, seconds: int) -> bool:
+    state = LatencyRatio(quantile, 1.0, EDGES)
+    for second in range(seconds):
+        load_of_the_hour = 1 + 0.5 * math.sin(second / 5)
+        state = state.add(latencies(rng, 20, slower * load_of_the_hour), latencies(rng, 80, load_of_the_hour))
+        if state.ratio.log_e_above >= math.log(1 / ALPHA):
+            return True
+    return False
+
+
+def test_equal_latencies_stay_within_alpha_while_both_move():
+    rng = np.random.default_rng(1)
+    assert sum(peeked_latency(rng, 0.9, 1.0, 40) for _ in range(RUNS)) < MOST_FALSE
+
+
+def test_a_canary_twice_as_slow_is_seen():
+    rng = np.random.default_rng(2)
+    assert sum(peeked_latency(rng, 0.95, 2.0, 40) for _ in range(100)) > 95
+
+
+def test_a_limit_on_a_quantile_is_a_limit_on_the_share_above_an_edge():
+    guard = LatencyLimit("latency", 0.99, 0.016, EDGES)
+    slow, fast = [0, 900, 0, 0, 50, 30, 20, 0], [0, 9_990, 0, 0, 10, 0, 0, 0]
+    assert guard.judge(slow, ALPHA, BETA).verdict is Verdict.FAIL
+    assert guard.judge(slow, ALPHA, BETA).canary == 0.064
+    kept = guard.judge(fast, ALPHA, BETA)
+    assert (kept.verdict, kept.proven) == (Verdict.PASS, True)
+
+
+def peeked_drift(rng: np.random.Generator, canary: list[float], stable: list[float], allowed: float) -> bool:
+    state = Drift()
+    for _ in range(40):
+        state = state.add(rng.multinomial(5, canary).tolist(), rng.multinomial(45, stable).tolist())
+        if state.log_e_above(allowed) >= math.log(1 / ALPHA):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("canary", [[0.25, 0.25, 0.25, 0.25], [0.45, 0.25, 0.15, 0.15]])
+def test_actions_within_the_allowed_distance_stay_within_alpha(canary: list[float]):
+    rng = np.random.default_rng(3)
+    allowed = sum(max(0, share - 0.25) for share in canary)
+    assert sum(peeked_drift(rng, canary, [0.25] * 4, allowed) for _ in range(RUNS)) < MOST_FALSE
+
+
+def test_a_policy_that_always_does_the_same_is_seen_against_stable_and_against_training():
+    rng = np.random.default_rng(4)
+    assert peeked_drift(rng, [1, 0, 0, 0], [0.25] * 4, 0.2)
+    state = Drift(reference=(0.25,) * 4)
+    for _ in range(10):
+        state = state.add([20, 0, 0, 0])
+    assert DriftGuard("drift", 0.2).judge(state, ALPHA, BETA).verdict is Verdict.FAIL
+    one_long_episode = DriftGuard("drift", 0.2, decisions_per_episode=200).judge(state, ALPHA, BETA)
+    assert one_long_episode.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+
+
+def errors(canary: int, of: int, stable: int, of_stable: int) -> RateRatio:
+    return RateRatio(1.5).add(Count(of, canary), Count(of_stable, stable))
+
+
+def test_the_four_verdicts():
+    guard = RateAgainstStable("errors", "errors", 1.5, minimum=1_000)
+    assert guard.judge(errors(50, 1_000, 45, 9_000), ALPHA, BETA).verdict is Verdict.FAIL
+    reached = guard.judge(errors(5, 1_000, 45, 9_000), ALPHA, BETA)
+    assert (reached.verdict, reached.proven) == (Verdict.PASS, False)
+    proven = guard.judge(errors(500, 100_000, 4_500, 900_000), ALPHA, BETA)
+    assert (proven.verdict, proven.proven) == (Verdict.PASS, True)
+    assert guard.judge(errors(5, 999, 45, 9_000), ALPHA, BETA).verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert guard.judge(errors(9, 1_000, 45, 9_000), ALPHA, BETA).verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert source_down("errors", "no pod answers").verdict is Verdict.SOURCE_DOWN
+
+
+def test_a_rate_that_is_tolerated_does_not_fail_though_stable_has_none():
+    state = errors(10, 100_000, 0, 900_000)
+    assert RateAgainstStable("errors", "errors", 1.5).judge(state, ALPHA, BETA).verdict is Verdict.FAIL
+    decision = RateAgainstStable("errors", "errors", 1.5, tolerated=0.001).judge(state, ALPHA, BETA)
+    assert (decision.verdict, decision.proven) == (Verdict.PASS, True)
+
+
+def returns(canary: float, stable: float, *, reported: float = 1.0) -> Returns:
+    rng, state = np.random.default_rng(5), Returns()
+    for window in range(20):
+        arms = []
+        for mean, n, share in ((canary, 10, reported), (stable, 40, 1.0)):
+            sample = rng.normal(mean, 10, int(n * share))
+            moments = Moments(len(sample), float(sample.mean()), float(((sample - sample.mean()) ** 2).sum()))
+            arms.append(Episodes(n, moments))
+        state = state.add(Cohort(window, *arms))
+    return state
+
+
+@pytest.mark.parametrize(
+    ("canary", "stable", "verdict"),
+    [(80, 100, "Fail"), (98, 100, "Pass"), (-120, -100, "Fail"), (-102, -100, "Pass"), (5, 0, "Pass")],
+)
+def test_a_relative_drop_is_a_share_of_the_size_of_stable_whatever_its_sign(
+    canary: float, stable: float, verdict: str
+):
+    guard = ReturnGuard("return", relative_drop=0.1)
+    assert guard.judge(returns(canary, stable), ALPHA, BETA).verdict == verdict
+
+
+def test_returns_of_a_fifth_of_the_episodes_are_not_compared_with_returns_of_all():
+    decision = ReturnGuard("return", drop=1.0).judge(returns(50, 100, reported=0.2), ALPHA, BETA)
+    assert decision.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert "20% of the canary's episodes" in decision.sentence
+
+
+def test_a_trip_wire_needs_no_statistics():
+    wire = TripWire("nan", "answers with NaN")
+    assert wire.judge(1, 1).verdict is Verdict.FAIL
+    assert wire.judge(0, 100).verdict is Verdict.PASS
+    assert wire.judge(0, 0).verdict is Verdict.NOT_ENOUGH_EVIDENCE
+
+
+def test_shares_of_the_false_rollback_rate_sum_to_it():
+    shares = split(0.05, {"errors": 2, "latency": 1, "return": 1})
+    assert shares == pytest.approx({"errors": 0.025, "latency": 0.0125, "return": 0.0125})
+
+
+big = st.integers(0, 10**12)
+bins = st.lists(big, min_size=8, max_size=8)
+
+
+@given(big, big, big, big, bins, bins)
+def test_records_are_finite_json_whatever_came_in(
+    a: int, b: int, c: int, d: int, one: list[int], other: list[int]
+):
+    ratio = RateRatio(1.5).add(Count(a, b), Count(c, d))
+    latency = LatencyAgainstStable("latency", 0.99, 1.2, EDGES)
+    moments = Returns().add(Cohort(0, Episodes(a, Moments(b, float(c), float(d))), Episodes(c)))
+    decisions = [
+        RateAgainstStable("errors", "errors", 1.5, 0.001).judge(ratio, ALPHA, BETA),
+        RateLimit("errors", "errors", 0.01).judge(Count(a, b), ALPHA, BETA),
+        LatencyLimit("latency", 0.99, 0.01, EDGES).judge(one, ALPHA, BETA),
+        latency.judge(latency.start().add(one, other).add(other, one), ALPHA, BETA),
+        DriftGuard("drift").judge(Drift().add(one, other).add(other, one), ALPHA, BETA),
+        ReturnGuard("return").judge(moments, ALPHA, BETA),
+    ]
+    for decision in decisions:
+        written = json.loads(dump(decision), parse_constant=pytest.fail)
+        assert load(Decision, json.dumps(written)) == decision
+
+
+def test_states_survive_json_in_the_middle_of_a_rollout():
+    rng = np.random.default_rng(6)
+    latency, drift = LatencyRatio(0.99, 1.2, EDGES), Drift()
+    for _ in range(5):
+        latency = latency.add(latencies(rng, 10), latencies(rng, 50))
+        drift = drift.add(rng.multinomial(5, [0.5, 0.5]).tolist(), rng.multinomial(50, [0.4, 0.6]).tolist())
+    for state in (latency, drift, returns(90, 100)):
+        assert load(type(state), dump(state)) == state
