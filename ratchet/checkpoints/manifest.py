@@ -58,11 +58,16 @@ class Manifest(_Model):
     @property
     def name(self) -> str:
         """Sorts by steps."""
-        return f"{self.steps:012d}-{self.epoch}-{self.version}"
+        return checkpoint_name(self.steps, self.epoch, self.version)
 
     def to_bytes(self) -> bytes:
         """What is stored; its SHA-256 is the checkpoint's digest."""
         return self.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode()
+
+
+def checkpoint_name(steps: int, epoch: int, version: int) -> str:
+    """Of a checkpoint's manifest."""
+    return f"{steps:012d}-{epoch}-{version}"
 
 
 def order(name: str) -> tuple[int, int, int] | None:

@@ -207,6 +207,10 @@ class CheckpointStore:
         """Stores a file beside the checkpoints, such as one of TensorBoard."""
         self._put(f"{self._prefix}/{key}", content)
 
+    def get_file(self, key: str) -> bytes | None:
+        """Content of any file below the prefix; None where there is none."""
+        return self._get(f"{self._prefix}/{key}" if self._prefix else key)
+
     def _refuse_if_superseded(self, epoch: int) -> None:
         names = self.names()
         newest = order(names[-1]) if names else None

@@ -4,7 +4,7 @@ What is drawn from that distribution is not here, nor are weights of other forma
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +13,21 @@ from ratchet.policies.acting import NORMALIZED_LIMIT, VARIANCE_FLOOR
 from ratchet.policies.spec import PolicySpec, flatten_observation, parameter_shapes, value_shapes
 
 Floats = NDArray[np.float32]
-Outputs = tuple[Floats, Floats | None, Floats | None]
+
+
+class Outputs(NamedTuple):
+    """What a network makes of N observations.
+
+    Attributes:
+        outputs: (N, outputs); the network's next call overwrites them.
+        value: (N,), where there is a value network.
+        states: (N, recurrent_size) after these observations, of a recurrent policy.
+
+    """
+
+    outputs: Floats
+    value: Floats | None
+    states: Floats | None
 
 
 class Network(Protocol):
@@ -24,7 +38,7 @@ class Network(Protocol):
 
     @property
     def has_value(self) -> bool:
-        """The second of what a call returns is there."""
+        """Outputs have a value."""
         ...
 
     def __call__(self, observations: NDArray[Any], states: Floats | None) -> Outputs:
@@ -33,9 +47,6 @@ class Network(Protocol):
         Args:
             observations: (N, *observation shape), N at least 1.
             states: (N, recurrent_size) float32, None for the state at an episode's start.
-
-        Returns:
-            Outputs (N, outputs), which the next call overwrites; values (N,) or None; new states or None.
 
         """
         ...
@@ -100,14 +111,14 @@ class NumpyNetwork:
             hidden = self._policy.rows(self._features(observations))
             state = self._memory(hidden, states)
             value = None if self._value is None else self._value.rows(state)[:, 0].copy()
-            return self._head.rows(state), value, state
+            return Outputs(self._head.rows(state), value, state)
         if len(observations) == 1:
             self._read_row(observations)
-            outputs = self._policy.row(self._row)
-            return outputs, None if self._value is None else self._value.row(self._row)[0].copy(), None
+            value = None if self._value is None else self._value.row(self._row)[0].copy()
+            return Outputs(self._policy.row(self._row), value, None)
         features = self._features(observations)
-        outputs = self._policy.rows(features)
-        return outputs, None if self._value is None else self._value.rows(features)[:, 0].copy(), None
+        value = None if self._value is None else self._value.rows(features)[:, 0].copy()
+        return Outputs(self._policy.rows(features), value, None)
 
     def _read_row(self, observations: NDArray[Any]) -> None:
         row = self._row_features

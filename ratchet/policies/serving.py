@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ratchet.policies import distributions, onerow
 from ratchet.policies.distributions import Bools, Choice, Floats
 from ratchet.policies.draws import Draws
-from ratchet.policies.networks import Network, NumpyNetwork, checked
+from ratchet.policies.networks import Network, NumpyNetwork, Outputs, checked
 from ratchet.policies.spec import Bound, PolicySpec, SpaceSpec
 
 # Rows times (outputs + 4) up to which plain Python chooses faster than numpy: `benchmarks/policy_math.py`.
@@ -129,10 +129,10 @@ class ServedPolicy:
             action, log_probability = self._choose_many(outputs, masks, deterministic, temperature, seeds)
         return Decisions(action, log_probability, value, states)
 
-    def outputs(self, observations: NDArray[Any], states: Floats | None = None) -> Decisions:
-        """The network's own outputs (N, outputs) in place of actions, for comparison with others."""
-        found, value, states = self._network(observations, states)
-        return Decisions(found.copy(), np.zeros(len(found), np.float32), value, states)
+    def outputs(self, observations: NDArray[Any], states: Floats | None = None) -> Outputs:
+        """What the network makes of N observations, for comparison with others; all of it is the caller's."""
+        outputs, value, new = self._network(observations, states)
+        return Outputs(outputs.copy(), value, new)
 
     def _choose_few(
         self,

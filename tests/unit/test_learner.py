@@ -337,8 +337,8 @@ def test_training_goes_on_while_storage_does_not_answer_and_the_best_is_stored_a
     manifest = loaded.stored.manifest
     assert (manifest.version, manifest.steps) == (2, 2 * STEPS)
     assert manifest.mean_return == status.evaluation.best.mean_return
-    policy = load_numpy(loaded.blobs["policy"])
-    assert {name: value.tobytes() for name, value in policy.items()} == {
+    policy = load_numpy(loaded.blobs["policy.safetensors"])
+    assert {name: policy[name].tobytes() for name in judged} == {
         name: value.tobytes() for name, value in judged.items()
     }
 

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from ratchet.api.v1alpha1.training import PPO as Hyperparameters  # noqa: N811
 from ratchet.api.v1alpha1.training import Algorithm, Network
 from ratchet.experience import Fragment
-from ratchet.policies import Actor, EnvironmentSpec, SpaceSpec
+from ratchet.policies import Actor, EnvironmentSpec, ServedPolicy, SpaceSpec
 
 STEPS, COPIES = 16, 4
 SPEC = EnvironmentSpec(
@@ -67,6 +67,23 @@ def played(learner: PPO, seed: int, spec: EnvironmentSpec = SPEC) -> Batch:
 def same(one: PPO, other: PPO) -> bool:
     first, second = one.state_dict(), other.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_served_value_is_in_the_rewards_of_the_environment():
+    scaled, plain = learner(normalize_rewards=True), learner(normalize_rewards=False)
+    for i in range(3):
+        scaled.update(played(scaled, i), i / 6)
+    plain.load_state_dict(scaled.state_dict())
+    observation = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+
+    served, as_learned = (
+        ServedPolicy.of("", ppo.policy_spec, ppo.served_parameters()).outputs(observation).value
+        for ppo in (scaled, plain)
+    )
+
+    deviation = float(scaled.state_dict()["reward.variance"][0]) ** 0.5
+    assert abs(deviation - 1) > 0.05
+    np.testing.assert_allclose(served, np.asarray(as_learned) * deviation, rtol=1e-4)
 
 
 def test_a_saved_learner_goes_on_bit_for_bit():

@@ -38,7 +38,8 @@ from ratchet.checkpoints import (
     Superseded,
 )
 from ratchet.configuration import InvalidConfiguration
-from ratchet.policies import EnvironmentSpec, PolicySpec, SpaceSpec
+from ratchet.policies import EnvironmentSpec, PolicySpec, SpaceSpec, parameter_shapes, value_shapes
+from ratchet.policies.artifact import read
 
 SPACES = EnvironmentSpec(
     observation=SpaceSpec(kind="Box", shape=(4,), low=-1.0, high=1.0),
@@ -143,6 +144,13 @@ def saver(storage: HeldStore) -> Iterator[Saver]:
     storage.goes_on.set()
 
 
+POLICY = PolicySpec(observation=SPACES.observation, action=SPACES.action)
+PARAMETERS = {
+    name: np.full(shape, 0.1, np.float32)
+    for name, shape in (parameter_shapes(POLICY) | value_shapes(POLICY)).items()
+}
+
+
 def intake() -> Intake:
     found = Intake(max_policy_lag=0)
     for sequence in (1, 2, 2):
@@ -162,8 +170,8 @@ def progress_json(saved: Checkpoints | None = None, finished: Any = None) -> dic
 def snapshot(steps: int, mean_return: float | None = None, **changes: Any) -> Snapshot:
     values: dict[str, Any] = {
         "why": "interval", "epoch": 1, "version": steps, "steps": steps, "mean_return": mean_return,
-        "tensors": {"w": torch.arange(3.0)}, "policy": {"policy.0.bias": np.ones(2, np.float32)},
-        "policy_spec": PolicySpec(observation=SPACES.observation, action=SPACES.action),
+        "tensors": {"w": torch.arange(3.0)}, "policy": PARAMETERS, "policy_spec": POLICY,
+        "observations": np.eye(2, 4, dtype=np.float32),
         "progress": progress_json(), "metrics": {"policy_loss": 0.5},
     }  # fmt: skip
     return Snapshot(**{**values, **changes})
@@ -249,6 +257,31 @@ def test_what_a_trainer_stores_another_reads(saver: Saver, storage: HeldStore):
     assert resumed.checkpoints == saver.saved
     assert resumed.checkpoints.best is not None
     assert resumed.checkpoints.best.steps == 50
+
+
+def test_a_checkpoint_holds_a_policy_that_can_be_served_with_observations_from_training(
+    saver: Saver, storage: HeldStore
+):
+    saver.begin(snapshot(100))
+    saver.wait()
+
+    loaded = newest(storage)
+    artifact = read(loaded.blobs.__getitem__)
+
+    assert artifact.digest == loaded.stored.manifest.blobs["policy.json"].sha256
+    lineage = artifact.description.lineage
+    assert (lineage.namespace, lineage.job, lineage.steps) == ("default", "cartpole", 100)
+    assert lineage.checkpoint == loaded.stored.manifest.name
+    assert artifact.policy().has_value
+    np.testing.assert_array_equal(Resumed.read(loaded).observations, np.eye(2, 4, dtype=np.float32))
+
+
+def test_a_checkpoint_of_a_trainer_that_stored_no_observations_resumes(saver: Saver, storage: HeldStore):
+    saver.begin(snapshot(100))
+    saver.wait()
+    loaded = newest(storage)
+    del loaded.blobs["golden.safetensors"]
+    assert Resumed.read(loaded).observations.shape == (0, 4)
 
 
 def test_a_checkpoint_of_another_schema_is_refused(saver: Saver, storage: HeldStore):

@@ -12,9 +12,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from ratchet.api.v1alpha1 import TrainerStatus, seconds
 from ratchet.api.v1alpha1.trainingjob import Evaluations, Progress
 from ratchet.experience import CorruptFragment, DataPlaneLost, Fragment, LearnerChannel, RedisUnreachable
+from ratchet.policies.artifact import golden_observations
 from ratchet.policies.spec import EnvironmentSpec
 from ratchet.weights import encode
 from ratchet_trainer.algorithms.batch import check, join
@@ -43,6 +46,7 @@ LAST_WORDS_SECONDS = 20.0  # of the 30 that Kubernetes grants a trainer
 LOOK_EVERY_SECONDS = 0.1
 STORE_AGAIN_SECONDS, STORE_AGAIN_AT_MOST_SECONDS = 1.0, 5.0
 EVALUATION_SEED = 1_000_003
+GOLDEN_OBSERVATIONS = 8
 
 
 @dataclass
@@ -85,16 +89,19 @@ class Learner:
         self._next_evaluation = self._config.evaluation.every_steps
         self._version = 0
         self._updates = 0
-        self._active_before = 0.0
         self._resumed_from: str | None = None
         self._last_update: UpdateMetrics | None = None
         self._policy_lag: float | None = None
         self._finished: Reason | None = None
         self._shows_finished = False
         self._tracked: tuple[int, int | None] | None = None
+        self._seen: NDArray[Any] = golden_observations(None, environment.observation)
         if resumed is not None:
             self._restore(resumed)
-        self._started: float | None = None
+        self._started = False
+        since = parts.settings.active_since
+        before = resumed.active_seconds if resumed is not None else 0.0
+        self._active_since = parts.clock() - before if since is None else since
         self._saved_at = parts.clock()
         self._saved_steps = self._intake.steps
         self._pinned_at = float("-inf")
@@ -180,8 +187,8 @@ class Learner:
                 self._note_answer(outcome)
             if fragment is None:
                 log.info("an entry was refused", extra={"fields": {"entry": _sentence(outcome)}})
-            elif self._started is None:
-                self._started = now
+            else:
+                self._started = True
         self._parts.channel.settle([entry.id for entry in entries])
         if entries:
             self._hand_out_rollouts()
@@ -214,6 +221,8 @@ class Learner:
         begun = self._parts.clock()
         self._policy_lag = sum(self._version - f.header.version for f in batch) / len(batch)
         progress = progress_of(self._config.stop, self._intake.steps)
+        played = batch[0].columns["observation"]
+        self._seen = played[:: -(-len(played) // GOLDEN_OBSERVATIONS), 0].copy()
         self._last_update = self._ppo.update(join(batch, self._environment), progress)
         self._version += 1
         self._updates += 1
@@ -308,9 +317,7 @@ class Learner:
         )
 
     def _active_seconds(self) -> float:
-        return self._active_before + (
-            self._parts.clock() - self._started if self._started is not None else 0.0
-        )
+        return max(0.0, self._parts.clock() - self._active_since)
 
     def _finish(self, reason: Reason) -> None:
         """Says so only once the final checkpoint is stored: whoever hears it may end this process."""
@@ -381,8 +388,9 @@ class Learner:
             steps=self._intake.steps,
             mean_return=self._evaluated_return(),
             tensors=self._ppo.state_dict(),
-            policy=self._ppo.acting_parameters(),
+            policy=self._ppo.served_parameters(),
             policy_spec=self._ppo.policy_spec,
+            observations=self._seen,
             progress=self._progress_json(),
             metrics=asdict(self._last_update) if self._last_update else {},
         )
@@ -408,8 +416,8 @@ class Learner:
         self._curve = Curve(resumed.progress.curve)
         self._next_evaluation = resumed.next_evaluation
         self._version, self._updates = resumed.version, resumed.updates
-        self._active_before = resumed.active_seconds
         self._resumed_from = resumed.name
+        self._seen = resumed.observations
 
     def _progress(self) -> Progress:
         intake = self._intake
@@ -461,7 +469,7 @@ class Learner:
     def _state(self) -> Literal["WaitingForWorkers", "Training", "Finished"]:
         if self._shows_finished:
             return "Finished"
-        return "WaitingForWorkers" if self._started is None else "Training"
+        return "Training" if self._started else "WaitingForWorkers"
 
 
 def _sentence(outcome: object) -> str:

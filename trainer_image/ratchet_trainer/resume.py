@@ -4,12 +4,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
 from safetensors.torch import load as load_torch
 from torch import Tensor
 
 from ratchet.api.v1alpha1 import TrainerStatus
 from ratchet.api.v1alpha1.trainingjob import Checkpoints, Evaluations, Progress
 from ratchet.checkpoints import Loaded
+from ratchet.policies.artifact import GOLDEN, golden_observations
 from ratchet.policies.spec import EnvironmentSpec
 from ratchet_trainer.intake import Intake
 from ratchet_trainer.saving import with_stored
@@ -27,6 +29,7 @@ class Resumed:
     digest: str
     environment: EnvironmentSpec
     tensors: dict[str, Tensor]
+    observations: NDArray[Any]
     counts: dict[str, Any]
     evaluations: Evaluations
     next_evaluation: int
@@ -46,12 +49,14 @@ class Resumed:
             raise ValueError(
                 f"checkpoint {manifest.name} has schema {values['schema']}, this trainer reads {SCHEMA}"
             )
+        environment = EnvironmentSpec.model_validate(values["environment"])
         return cls(
             name=f"manifests/{manifest.name}.json",
             epoch=manifest.epoch,
             digest=loaded.stored.digest,
-            environment=EnvironmentSpec.model_validate(values["environment"]),
+            environment=environment,
             tensors=load_torch(loaded.blobs["state"]),
+            observations=golden_observations(loaded.blobs.get(GOLDEN), environment.observation),
             counts=values["counts"],
             evaluations=Evaluations.model_validate(values["evaluations"]),
             next_evaluation=values["nextEvaluation"],

@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save as save_numpy
 from safetensors.torch import save as save_torch
 from torch import Tensor
 
 from ratchet.api.v1alpha1.training import Checkpoint
 from ratchet.api.v1alpha1.trainingjob import CheckpointInfo, Checkpoints
 from ratchet.checkpoints import Blob, CheckpointStore, Lineage, Manifest, StorageUnavailable, Stored
+from ratchet.checkpoints.manifest import checkpoint_name
+from ratchet.policies.artifact import PolicyLineage, make
 from ratchet.policies.spec import PolicySpec
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,13 @@ Why = Literal["interval", "best", "final", "shutdown"]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that goes into one checkpoint, detached from the learner."""
+    """Everything that goes into one checkpoint, detached from the learner.
+
+    Attributes:
+        policy: what acts, and what estimates the value, by the names of `ratchet.policies`.
+        observations: (K, *observation shape) from training, by which a copy of the policy is checked.
+
+    """
 
     why: Why
     epoch: int
@@ -40,6 +47,7 @@ class Snapshot:
     tensors: dict[str, Tensor]
     policy: dict[str, NDArray[np.float32]]
     policy_spec: PolicySpec
+    observations: NDArray[Any]
     progress: dict[str, Any]
     metrics: dict[str, float]
 
@@ -145,14 +153,25 @@ class Saver:
                 lineage=self._lineage,
             )
 
+        policy = make(
+            snapshot.policy_spec, snapshot.policy, snapshot.observations, self._policy_lineage(snapshot)
+        )
         return self._store.write(
             manifest,
             {
                 "state": save_torch(snapshot.tensors),
-                "policy": save_numpy(snapshot.policy),
-                "policy.json": snapshot.policy_spec.model_dump_json().encode(),
+                **policy.files,
                 "progress": json.dumps(snapshot.progress).encode(),
             },
+        )
+
+    def _policy_lineage(self, snapshot: Snapshot) -> PolicyLineage:
+        known = self._lineage.model_dump(include={"namespace", "job", "uid", "attempt", "config", "image"})
+        return PolicyLineage(
+            **known,
+            checkpoint=checkpoint_name(snapshot.steps, snapshot.epoch, snapshot.version),
+            steps=snapshot.steps,
+            version=snapshot.version,
         )
 
     def _tidy(self) -> None:

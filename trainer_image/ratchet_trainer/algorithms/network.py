@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ratchet.policies import PolicySpec, parameter_shapes
+from ratchet.policies import PolicySpec, parameter_shapes, value_shapes
 
 # As Kingma and Ba 2014, arXiv:1412.6980, but for epsilon: [37, 3], which `ppo` explains.
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-5
@@ -121,11 +121,5 @@ def _tanh_(x: Tensor) -> Tensor:
 
 def learner_shapes(spec: PolicySpec) -> dict[str, tuple[int, ...]]:
     """Of the policy, as actors know them, and of a separate network for the value [37, 13]."""
-    acting = parameter_shapes(spec)
-    shapes = {name: shape for name, shape in acting.items() if not name.startswith("observation.")}
-    head = len(spec.hidden)
-    for name, shape in acting.items():
-        if name.startswith("policy."):
-            is_head = name.startswith(f"policy.{head}.")
-            shapes["value." + name.removeprefix("policy.")] = (1, *shape[1:]) if is_head else shape
-    return shapes
+    acting = parameter_shapes(spec).items()
+    return {name: shape for name, shape in acting if not name.startswith("observation.")} | value_shapes(spec)

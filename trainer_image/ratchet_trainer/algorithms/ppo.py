@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ratchet.api.v1alpha1.training import Algorithm
-from ratchet.policies import EnvironmentSpec, PolicySpec, parameter_shapes
+from ratchet.policies import EnvironmentSpec, PolicySpec, parameter_shapes, value_shapes
 from ratchet_trainer.algorithms import distributions
 from ratchet_trainer.algorithms.batch import Batch, Flags, Floats
 from ratchet_trainer.algorithms.errors import Diverged
@@ -91,6 +91,16 @@ class PPO:
             arrays["observation.mean"] = self._observations.mean.astype(np.float32)
             arrays["observation.variance"] = self._observations.variance.astype(np.float32)
         return arrays
+
+    def served_parameters(self) -> dict[str, Floats]:
+        """Those of `acting_parameters` and of the value network, its values in the environment's rewards."""
+        names = value_shapes(self.policy_spec)
+        values = {name: self.parameters.value[name].cpu().numpy().copy() for name in names}
+        if self._hyperparameters.normalize_rewards:
+            head = f"value.{len(self.policy_spec.hidden)}"
+            for name in (f"{head}.weight", f"{head}.bias"):
+                values[name] *= np.float32(self._returns.deviation)
+        return self.acting_parameters() | values
 
     @torch.no_grad()
     def update(self, batch: Batch, progress: float = 0.0) -> Metrics:

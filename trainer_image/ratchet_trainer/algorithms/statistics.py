@@ -98,8 +98,12 @@ class DiscountedReturns:
         while len(self._running) > REMEMBERED_SOURCES:
             del self._running[next(iter(self._running))]
         self._statistics.add(returns.reshape(-1, 1))
-        deviation = math.sqrt(float(self._statistics.variance[0]) + VARIANCE_FLOOR)
-        return np.clip(reward / np.float32(deviation), -REWARD_LIMIT, REWARD_LIMIT)
+        return np.clip(reward / np.float32(self.deviation), -REWARD_LIMIT, REWARD_LIMIT)
+
+    @property
+    def deviation(self) -> float:
+        """By which rewards are divided."""
+        return math.sqrt(float(self._statistics.variance[0]) + VARIANCE_FLOOR)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies, as tensors."""
