@@ -1,0 +1,232 @@
+"""What a client may ask: the body of an act request as a value, and its answer as it grows. Pure."""
+
+from collections.abc import Callable
+from math import isfinite
+from typing import Any, cast
+
+import orjson
+from numpy.typing import NDArray
+
+from ratchet_inference.problems import Problem, bad_request
+from ratchet_inference.seams import Bools
+
+_ONE = frozenset({"observation", "episode", "id", "mask", "deterministic", "temperature", "seed"})
+_MANY = frozenset({"observations", "episodes", "ids", "masks", "deterministic", "temperature", "seed"})
+LONGEST_NAME = 256
+SCRIPTED = "scripted"
+_HUGE_SEED = 1 << 63
+
+
+class Question:
+    """One request for actions, of one observation or of a batch, and its answer as it grows.
+
+    The answer's columns hold one entry for each observation; `done` is called once, when they are all there
+    or `problem` says why not.
+    """
+
+    __slots__ = (
+        "actions",
+        "arms",
+        "array",
+        "deterministic",
+        "digests",
+        "done",
+        "episodes",
+        "fallbacks",
+        "ids",
+        "log_probabilities",
+        "mask_rows",
+        "masks",
+        "observations",
+        "problem",
+        "received",
+        "seed",
+        "single",
+        "steps",
+        "temperature",
+        "values",
+    )
+
+    def __init__(self, observations: list[Any], *, single: bool) -> None:
+        self.observations = observations
+        self.single = single
+        self.episodes: list[str] | None = None
+        self.masks: list[Any] | None = None
+        self.deterministic: bool | None = None
+        self.temperature = 1.0
+        self.seed: int | None = None
+        self.received = 0.0  # of perf_counter
+        self.done: Callable[[Question], None] = _forget
+
+        self.array: NDArray[Any] | None = None
+        self.mask_rows: Bools | None = None
+        self.problem: Problem | None = None
+        self.ids: list[str] | None = None
+        self.actions: list[Any] = []
+        self.log_probabilities: list[float] = []
+        self.values: list[float | None] | None = None
+        self.digests: list[str] = []
+        self.arms: list[str] = []
+        self.fallbacks: list[str | None] = []
+        self.steps: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+    def answer(self) -> bytes:
+        """The body of the answer."""
+        episodes, steps, values, ids = self.episodes, self.steps, self.values, self.ids
+        if self.single:
+            return orjson.dumps(
+                {
+                    "id": ids[0] if ids else None,
+                    "action": self.actions[0],
+                    "logProbability": self.log_probabilities[0],
+                    "value": values[0] if values else None,
+                    "digest": self.digests[0],
+                    "arm": self.arms[0],
+                    "fallback": self.fallbacks[0],
+                    "episode": episodes[0] if episodes else None,
+                    "t": steps[0] if steps else None,
+                }
+            )
+        return orjson.dumps(
+            {
+                "ids": ids,
+                "actions": self.actions,
+                "logProbabilities": self.log_probabilities,
+                "values": values,
+                "digests": self.digests,
+                "arms": self.arms,
+                "fallbacks": self.fallbacks,
+                "episodes": episodes,
+                "ts": steps,
+            }
+        )
+
+    def body(self) -> bytes:
+        """The request again, for another server."""
+        body: dict[str, Any] = {"temperature": self.temperature}
+        if self.deterministic is not None:
+            body["deterministic"] = self.deterministic
+        if self.seed is not None:
+            body["seed"] = self.seed
+        columns = {
+            "observation": self.observations,
+            "episode": self.episodes,
+            "id": self.ids,
+            "mask": self.masks,
+        }
+        for name, column in columns.items():
+            if column is not None:
+                body |= {name: column[0]} if self.single else {f"{name}s": column}
+        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _forget(_question: Question) -> None: ...
+
+
+def parse(body: bytes, most: int) -> Question:
+    """The body of `POST /v1/act`.
+
+    Args:
+        body: JSON in UTF-8.
+        most: observations in one request.
+
+    Raises:
+        Problem: it is not JSON, or its fields are not what they must be. Shapes and numbers are looked at
+            later, by `fitting`, with the policy that answers.
+
+    """
+    return from_json(read_json(body), most)
+
+
+def read_json(body: bytes) -> Any:
+    """JSON as RFC 8259 has it: UTF-8, no NaN, no Infinity, nested at most 1,024 deep.
+
+    Raises:
+        Problem: it is something else.
+
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise bad_request("bad-json", f"the body is not JSON: {error}") from error
+
+
+def from_json(value: Any, most: int) -> Question:
+    """As `parse`, of a JSON value."""
+    if not isinstance(value, dict):
+        raise bad_request("bad-body", 'send a JSON object such as {"observation": [0.1, 0.2]}')
+    fields = cast("dict[str, Any]", value)
+    if "observation" in fields:
+        question = Question([fields["observation"]], single=True)
+        known, s = _ONE, ""
+    elif "observations" in fields:
+        rows = fields["observations"]
+        if not isinstance(rows, list) or not rows:
+            raise bad_request("bad-field", "observations must be a list with at least one observation")
+        question = Question(cast("list[Any]", rows), single=False)
+        known, s = _MANY, "s"
+        if len(question) > most:
+            words = f"{len(question)} observations in one request: send at most {most}"
+            raise Problem(413, "large-batch", words)
+    else:
+        raise bad_request("no-observation", "send observation (one) or observations (a list of them)")
+    if len(fields) == 1:
+        return question
+    if not fields.keys() <= known:
+        unknown = ", ".join(sorted(fields.keys() - known))
+        others = ", ".join(sorted(known - {"observation" + s}))
+        words = f"unknown field {unknown[:200]}: beside observation{s}, send {others}"
+        raise bad_request("unknown-field", words)
+
+    question.episodes = _names(fields, question, "episode")
+    question.ids = _names(fields, question, "id")
+    masks = fields.get("mask" + s)
+    if masks is not None:
+        question.masks = [masks] if question.single else _column(masks, len(question), "masks")
+    deterministic = fields.get("deterministic")
+    if deterministic is not None:
+        if not isinstance(deterministic, bool):
+            raise bad_request("bad-field", "deterministic must be true or false")
+        question.deterministic = deterministic
+    temperature = fields.get("temperature")
+    if temperature is not None:
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+            raise bad_request("bad-field", "temperature must be a number")
+        if not (isfinite(temperature) and 1e-3 <= temperature <= 1e3):
+            raise bad_request("bad-field", "temperature must lie between 0.001 and 1000")
+        question.temperature = float(temperature)
+    seed = fields.get("seed")
+    if seed is not None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _HUGE_SEED:
+            raise bad_request("bad-field", "seed must be an integer from 0 to 2^63 - 1")
+        question.seed = seed
+    return question
+
+
+def _names(fields: dict[str, Any], question: Question, name: str) -> list[str] | None:
+    if question.single:
+        value = fields.get(name)
+        if value is None:
+            return None
+        names = [value]
+    else:
+        name += "s"
+        value = fields.get(name)
+        if value is None:
+            return None
+        names = _column(value, len(question), name)
+    for one in names:
+        if not isinstance(one, str) or not 0 < len(one) <= LONGEST_NAME:
+            raise bad_request("bad-field", f"{name} must be text of 1 to {LONGEST_NAME} characters")
+    if len(names) > 1 and len(set(names)) != len(names):
+        raise bad_request("bad-field", f"{name} holds a name twice: one observation of an episode at a time")
+    return cast("list[str]", names)
+
+
+def _column(value: Any, rows: int, name: str) -> list[Any]:
+    if not isinstance(value, list) or len(cast("list[Any]", value)) != rows:
+        raise bad_request("bad-field", f"{name} must be a list of {rows}, one for each observation")
+    return cast("list[Any]", value)

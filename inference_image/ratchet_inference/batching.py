@@ -1,0 +1,276 @@
+"""Questions that arrive together are answered together: whatever one turn of the event loop has parsed.
+
+Nothing waits for a timer. A question is refused at once when those before it would take too long.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from ratchet.decisions.records import Decision
+from ratchet_inference.asking import Question
+from ratchet_inference.chain import Batch, Outcome, Step, answer
+from ratchet_inference.fitting import Fitting
+from ratchet_inference.problems import Problem, bad_request
+from ratchet_inference.seams import Floats, Log, Policy, Residents
+from ratchet_inference.sessions import Session, Sessions
+from ratchet_inference.stats import Stats
+
+# A row within a batch costs about so much less than a request of its own: `benchmarks/policy_server.py`.
+ROWS_PER_REQUEST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How questions are put together.
+
+    Attributes:
+        most: rows that a policy is asked at once.
+        delay_seconds: that a question may have to wait; one that would wait longer is refused.
+        deterministic: for questions that do not say.
+        arm: of this server.
+
+    """
+
+    most: int = 256
+    delay_seconds: float = 0.1
+    deterministic: bool = False
+    arm: str = "stable"
+
+
+class Answering:
+    """Questions in, answers out, in the next turn of the loop."""
+
+    def __init__(
+        self,
+        residents: Residents,
+        sessions: Sessions,
+        stats: Stats,
+        settings: Batching,
+        log: Log | None = None,
+    ) -> None:
+        self.sessions = sessions
+        self._residents = residents
+        self._stats = stats
+        self._settings = settings
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._fittings: dict[str, Fitting] = {}
+        self._waiting: list[Question] = []
+        self._units = 0
+        self._unit_seconds = 0.0
+        self._began = 0.0
+        self._prefix = os.urandom(6).hex() + "-"
+        self._number = count()
+
+    def submit(self, question: Question) -> None:
+        """Takes a question; its `done` is called in the next turn.
+
+        Raises:
+            Problem: there is no policy, or those that wait already would take too long.
+
+        """
+        if self._residents.current is None:
+            raise Problem(503, "no-policy", "no policy is loaded yet: ask again later")
+        units = 1 + len(question) // ROWS_PER_REQUEST
+        if not self._waiting:
+            self._began = time.perf_counter()
+            self._loop.call_soon(self._turn)
+        elif (self._units + units) * self._unit_seconds > self._settings.delay_seconds:
+            self._stats.shed += 1
+            raise Problem(503, "overloaded", "the server is at its limit: ask again after Retry-After")
+        self._waiting.append(question)
+        self._units += units
+
+    def _turn(self) -> None:
+        questions, units = self._waiting, self._units
+        self._waiting, self._units = [], 0
+        current, previous = self._residents.current, self._residents.previous
+        if current is None:
+            for question in questions:
+                question.problem = Problem(503, "no-policy", "no policy is loaded any more: ask again later")
+                question.done(question)
+            return
+        while questions:
+            mine: list[Question] = []
+            pinned: list[Question] = []
+            later: list[Question] = []
+            self._sort(questions, current, previous, mine, pinned, later)
+            if mine:
+                others = [self._step("previous", previous)] if previous else []
+                self._answer(mine, self._step(None, current), others)
+            if pinned and previous:
+                self._answer(pinned, self._step(None, previous), [self._step("current", current)])
+            questions = later
+        spent = (time.perf_counter() - self._began) / units
+        # The first turns are no measure; a rare slow one should not shed load for long.
+        self._unit_seconds += 0.1 * (spent - self._unit_seconds)
+
+    def _sort(
+        self,
+        questions: list[Question],
+        current: Policy,
+        previous: Policy | None,
+        mine: list[Question],
+        pinned: list[Question],
+        later: list[Question],
+    ) -> None:
+        """Gives each question to the policy of its episode; one step of a recurrent episode at a time."""
+        if previous is None and not current.recurrent_size:
+            mine += questions
+            return
+        now = self._loop.time()
+        seen: set[str] = set()
+        for question in questions:
+            episodes = question.episodes
+            if episodes is None:
+                mine.append(question)
+                continue
+            if not seen.isdisjoint(episodes):
+                later.append(question)
+                continue
+            if current.recurrent_size or (previous and previous.recurrent_size):
+                seen.update(episodes)
+            # The rows of one request share a policy: the previous one if any of its episodes began with it.
+            digests = [self.sessions.of(episode, now).digest for episode in episodes]
+            (pinned if previous and previous.digest in digests else mine).append(question)
+
+    def _step(self, name: str | None, policy: Policy) -> Step:
+        fitting = self._fittings.get(policy.digest)
+        if fitting is None:
+            if len(self._fittings) > 1:
+                self._fittings.clear()
+            fitting = self._fittings[policy.digest] = Fitting(policy.spec)
+        return Step(name, policy, fitting)
+
+    def _answer(self, questions: list[Question], step: Step, others: Sequence[Step]) -> None:
+        """Answers questions with one policy, and tells each that it is done."""
+        policy = step.policy
+        if policy.recurrent_size:
+            for question in questions:
+                if question.episodes is None:
+                    words = "this policy remembers: send the episode that each observation belongs to"
+                    question.problem = bad_request("no-episode", words)
+        asked = step.fitting.fit([question for question in questions if question.problem is None])
+        if asked:
+            sessions = self._sessions(asked, policy)
+            batch = self._batch(asked, sessions, policy)
+            tally = self._stats.tally(self._settings.arm, policy.digest, policy.spec.action)
+            outcome = answer(step, others, batch, tally, self._settings.most)
+            if policy.recurrent_size and outcome.states is not None and sessions:
+                for session, state in zip(sessions, outcome.states, strict=True):
+                    if session:
+                        session.state = state
+            tally.predictions += len(batch.observations)
+            tally.actions.add(outcome.actions)
+            now = time.perf_counter()
+            for question in asked:
+                # Those of another arm are counted there.
+                if not question.arms:
+                    tally.answered(now - question.received)
+            self._give(asked, outcome)
+            if self._log is not None:
+                self._record(self._log, asked)
+        for question in questions:
+            question.done(question)
+
+    def _sessions(self, asked: list[Question], policy: Policy) -> list[Session | None]:
+        """The session of each row, pinned to the policy that answers; empty where no row has an episode."""
+        if all(question.episodes is None for question in asked):
+            return []
+        now = self._loop.time()
+        found: list[Session | None] = []
+        for question in asked:
+            if question.episodes is None:
+                found += [None] * len(question)
+                continue
+            question.steps = []
+            for episode in question.episodes:
+                session = self.sessions.of(episode, now)
+                if session.digest != policy.digest:
+                    session.digest = policy.digest
+                    session.state = None
+                question.steps.append(session.t)
+                session.t += 1
+                found.append(session)
+        return found
+
+    def _batch(self, asked: list[Question], sessions: list[Session | None], policy: Policy) -> Batch:
+        arrays = [question.array for question in asked if question.array is not None]
+        observations = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        rows = len(observations)
+        masks = None
+        deterministic = np.full(rows, self._settings.deterministic)
+        temperature = np.ones(rows, np.float32)
+        seeds: list[int | None] = [None] * rows
+        first = 0
+        for question in asked:
+            last = first + len(question)
+            if question.mask_rows is not None:
+                if masks is None:
+                    masks = np.ones((rows, policy.spec.action.outputs), np.bool_)
+                masks[first:last] = question.mask_rows
+            if question.deterministic is not None:
+                deterministic[first:last] = question.deterministic
+            if question.temperature != 1.0:
+                temperature[first:last] = question.temperature
+            if question.seed is not None:
+                seeds[first:last] = range(question.seed, question.seed + last - first)
+            first = last
+        states: Floats | None = None
+        if policy.recurrent_size:
+            states = np.zeros((rows, policy.recurrent_size), np.float32)
+            for row, session in enumerate(sessions):
+                if session and session.state is not None:
+                    states[row] = session.state
+        return Batch(observations, masks, deterministic, temperature, seeds, states)
+
+    def _give(self, asked: list[Question], outcome: Outcome) -> None:
+        """Puts the columns of the outcome into the questions they belong to."""
+        actions = outcome.actions.tolist()
+        arm = self._settings.arm
+        first = 0
+        for question in asked:
+            rows = len(question)
+            last = first + rows
+            question.actions = actions[first:last]
+            question.log_probabilities = outcome.log_probabilities[first:last]
+            if outcome.values is not None:
+                question.values = outcome.values[first:last]
+            question.digests = outcome.digests[first:last]
+            steps = outcome.steps[first:last]
+            if question.arms:
+                before = question.fallbacks
+                question.fallbacks = [step or one for step, one in zip(steps, before, strict=True)]
+            else:
+                question.arms = [arm] * rows
+                question.fallbacks = steps
+            if question.ids is None:
+                question.ids = [f"{self._prefix}{next(self._number):x}" for _ in range(rows)]
+            first = last
+
+    def _record(self, log: Log, asked: list[Question]) -> None:
+        now = time.time()
+        for question in asked:
+            assert question.array is not None and question.ids is not None  # noqa: PT018, S101 - for the types
+            for row in range(len(question)):
+                log.record(
+                    Decision(
+                        question.ids[row],
+                        now,
+                        question.digests[row],
+                        question.arms[row],
+                        question.episodes[row] if question.episodes else None,
+                        question.steps[row] if question.steps else None,
+                        question.array[row],
+                        None if question.mask_rows is None else question.mask_rows[row],
+                        question.actions[row],
+                        question.log_probabilities[row],
+                        question.fallbacks[row],
+                    )
+                )

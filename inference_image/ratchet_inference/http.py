@@ -1,0 +1,377 @@
+"""HTTP/1.1 on a socket: parsing with limits, answers in order, timeouts, drain. Never what is answered."""
+
+import asyncio
+import ssl
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol, cast
+
+import httptools
+
+from ratchet_inference.problems import Problem
+
+JSON = b"application/json"
+_PREFIX = {
+    status.value: b"HTTP/1.1 %d %s\r\ncontent-type: " % (status.value, status.phrase.encode())
+    for status in HTTPStatus
+}
+_OK_JSON = _PREFIX[200] + JSON + b"\r\ncontent-length: %d\r\n\r\n%b"
+# A client that pipelines more than this waits until some are answered.
+PIPELINE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one connection may cost.
+
+    Attributes:
+        body: bytes of one request.
+        head: bytes of request line and headers.
+        connections: open at once.
+        request_seconds: from the first byte of a request to its last, and for a client to take its answer.
+        idle_seconds: between two requests.
+
+    """
+
+    body: int = 8 << 20
+    head: int = 16 << 10
+    connections: int = 20_000
+    request_seconds: float = 10.0
+    idle_seconds: float = 120.0
+
+
+class Upgraded(Protocol):
+    """What takes a connection over after `101 Switching Protocols`."""
+
+    def data_received(self, data: bytes) -> None:
+        """More bytes of the new protocol."""
+        ...
+
+    def connection_lost(self) -> None:
+        """The socket is gone."""
+        ...
+
+    def drain(self) -> None:
+        """Ends as soon as the new protocol allows it."""
+        ...
+
+
+class Exchange:
+    """One request, and the place where its answer goes. Answers may come in any order."""
+
+    __slots__ = ("_connection", "answer", "body", "headers", "last", "method", "path", "query", "received")
+
+    def __init__(self, connection: "Connection", method: bytes, path: bytes, query: bytes) -> None:
+        self._connection = connection
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self.received = 0.0
+        self.answer: bytes | None = None
+        self.last = False
+
+    def respond(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
+        """Answers; `headers` are whole lines."""
+        if status == 200 and not headers and not self.last and kind is JSON:
+            self.answer = _OK_JSON % (len(body), body)
+        else:
+            if self.last:
+                headers += b"connection: close\r\n"
+            length = b"\r\ncontent-length: %d\r\n" % len(body)
+            content = b"" if self.method == b"HEAD" else body
+            self.answer = b"".join((_PREFIX[status], kind, length, headers, b"\r\n", content))
+        self._connection.flush()
+
+    def refuse(self, problem: Problem) -> None:
+        """Answers with a problem, and counts it."""
+        self._connection.listener.refusals[problem.code] += 1
+        headers = b"retry-after: 1\r\n" if problem.status == 503 else b""
+        self.respond(problem.status, problem.body(), headers=headers)
+
+    def upgrade(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:
+        """Sends `101`, and hands the connection over."""
+        self._connection.hand_over(answer, build)
+
+
+class Listener:
+    """What the connections of one port share."""
+
+    def __init__(
+        self, handle: Callable[[Exchange], None], limits: Limits, refusals: Counter[str] | None = None
+    ) -> None:
+        self.handle = handle
+        self.limits = limits
+        self.refusals: Counter[str] = Counter() if refusals is None else refusals
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._left = asyncio.Event()
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Opens the port; 0 takes a free one. The port."""
+        self._server = await self.loop.create_server(
+            lambda: Connection(self), host, port, backlog=4096, ssl=tls, reuse_port=False
+        )
+        return self._server.sockets[0].getsockname()[1]
+
+    def forget(self, connection: "Connection") -> None:
+        """A connection is closed."""
+        self.connections.discard(connection)
+        if self.draining and not self.connections:
+            self._left.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Accepts no more, lets what is open end, and after `seconds` closes what is left."""
+        self.draining = True
+        if self._server:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.drain()
+        if self.connections:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._left.wait(), seconds)
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One client. Bytes in, exchanges to the listener's handler, answers out in the order of the requests."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self._limits = listener.limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._open: deque[Exchange] = deque()
+        self._upgraded: Upgraded | None = None
+        self._discarding = False
+        self._paused = False
+        self._since = listener.loop.time()
+        self._reading = False  # within a request
+        self._in_head = False
+        self._head = self._head_fed = 0
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._length = 0
+        self._problem: Problem | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        self._transport = cast("asyncio.Transport", transport)
+        listener = self.listener
+        listener.connections.add(self)
+        self._timer = listener.loop.call_later(self._limits.request_seconds, self._look)
+        if len(listener.connections) > self._limits.connections:
+            self._refuse(
+                Problem(503, "too-many-connections", "too many connections: close some, or try later")
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone; answers to it are dropped."""
+        self._timer.cancel()
+        self.listener.forget(self)
+        self._discarding = True
+        self._open.clear()
+        if self._upgraded:
+            self._upgraded.connection_lost()
+            self._upgraded = None
+
+    def data_received(self, data: bytes) -> None:
+        """Parses; every complete request is handed on at once."""
+        if self._upgraded:
+            self._upgraded.data_received(data)
+            return
+        if self._discarding:
+            return
+        in_head = self._in_head
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+            if self._upgraded:
+                if rest:
+                    self._upgraded.data_received(rest)
+            else:
+                # Some clients offer h2c with every request: answered as HTTP/1.1, once.
+                self._discarding = True
+        except httptools.HttpParserError as error:
+            if not self._discarding:
+                self._refuse(self._problem or Problem(400, "bad-http", f"not HTTP/1.1: {error}"))
+        if in_head and self._in_head and not self._discarding:
+            # A header that never ends reaches no callback, so its bytes are counted here.
+            self._head_fed += len(data)
+            if self._head_fed > self._limits.head:
+                self._refuse(_head_too_large(self._limits.head))
+
+    def eof_received(self) -> bool:
+        """The client sends no more; what it asked is still answered."""
+        if self._upgraded or not self._open:
+            return False
+        self._discarding = True
+        self._open[-1].last = True
+        return True
+
+    def pause_writing(self) -> None:
+        """The client does not take its answers: take no more requests from it."""
+        self._paused = True
+        self._since = self.listener.loop.time()
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._paused = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._reading = self._in_head = True
+        self._since = self.listener.loop.time()
+        self._head = self._head_fed = 0
+        self._url = b""
+        self._headers = {}
+        self._length = 0
+
+    def on_url(self, url: bytes) -> None:
+        """The target, which may come in pieces."""
+        self._url += url
+        if len(self._url) > self._limits.head:
+            self._stop(Problem(414, "long-url", "the URL is too long"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self._head += len(name) + len(value)
+        if self._head > self._limits.head:
+            self._stop(_head_too_large(self._limits.head))
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Before the body: what can be refused without it is."""
+        self._in_head = False
+        headers = self._headers
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self._limits.body:
+            self._stop(_body_too_large(self._limits.body))
+        if b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and not self._open:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._length += len(body)
+        if self._length > self._limits.body:
+            self._stop(_body_too_large(self._limits.body))
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._reading = False
+        self._since = self.listener.loop.time()
+        path, _, query = self._url.partition(b"?")
+        exchange = Exchange(self, self._parser.get_method(), path, query)
+        exchange.headers = self._headers
+        if self._body:
+            exchange.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._body = []
+        exchange.received = time.perf_counter()
+        exchange.last = self.listener.draining or not self._parser.should_keep_alive()
+        upgrading = self._parser.should_upgrade()
+        if upgrading and self._headers.get(b"upgrade", b"").lower() != b"websocket":
+            exchange.last = True
+        self._open.append(exchange)
+        self.listener.handle(exchange)
+        if len(self._open) > PIPELINE:
+            self._transport.pause_reading()
+
+    # What exchanges call.
+
+    def flush(self) -> None:
+        """Sends the answers that are next in order."""
+        waiting = self._open
+        full = len(waiting) > PIPELINE
+        while waiting and waiting[0].answer is not None:
+            exchange = waiting.popleft()
+            assert exchange.answer is not None  # noqa: S101 - for the type
+            self._transport.write(exchange.answer)
+            if exchange.last:
+                self._finish()
+                return
+        if full and len(waiting) <= PIPELINE and not self._paused and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def hand_over(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:
+        """The connection speaks another protocol from here on."""
+        self._open.clear()
+        self._transport.write(answer)
+        self._upgraded = build(self._transport)
+
+    def drain(self) -> None:
+        """Ends after the answers that are due, at once if none is."""
+        if self._upgraded:
+            self._upgraded.drain()
+        elif self._open:
+            self._open[-1].last = True
+        elif not self._reading:
+            self._finish()
+
+    def abort(self) -> None:
+        """Ends now."""
+        self._transport.abort()
+
+    def _stop(self, problem: Problem) -> None:
+        """Refuses from within the parser."""
+        self._problem = problem
+        raise problem
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answers a request that could not be read, as the last of this connection."""
+        self._discarding = True
+        exchange = Exchange(self, b"", b"", b"")
+        exchange.last = True
+        self._open.append(exchange)
+        exchange.refuse(problem)
+
+    def _finish(self) -> None:
+        """Closes so that the last answer arrives: a socket with unread bytes would reset it."""
+        self._open.clear()
+        self._discarding = True
+        self._since = self.listener.loop.time()
+        if self._reading and self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _look(self) -> None:
+        """Now and then, closes what is idle, slow, or deaf."""
+        limits = self._limits
+        waited = self.listener.loop.time() - self._since
+        if self._paused or self._discarding:
+            if waited > limits.request_seconds:
+                self._transport.abort()
+        elif self._upgraded:
+            pass
+        elif self._reading:
+            if waited > limits.request_seconds:
+                words = f"the request was not complete after {limits.request_seconds:g} s: send it at once"
+                self._refuse(Problem(408, "slow-request", words))
+        elif not self._open and waited > limits.idle_seconds:
+            self._transport.close()
+        self._timer = self.listener.loop.call_later(limits.request_seconds, self._look)
+
+
+def _head_too_large(limit: int) -> Problem:
+    return Problem(431, "large-headers", f"the headers are larger than {limit} bytes")
+
+
+def _body_too_large(limit: int) -> Problem:
+    return Problem(
+        413, "large-body", f"the body is larger than {limit} bytes: send fewer observations at once"
+    )

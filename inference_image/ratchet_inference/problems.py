@@ -1,0 +1,31 @@
+"""Refusals as values: a status, a word for programs, a sentence for people. No I/O here."""
+
+import orjson
+
+
+class Problem(Exception):  # noqa: N818 - a refusal, which the client may well have expected
+    """Why a request is not answered as asked.
+
+    Attributes:
+        status: HTTP status, 4xx or 503.
+        code: stable word, counted in the statistics.
+        message: what was wrong and what to send.
+        row: number of the observation at fault in a batch.
+
+    """
+
+    def __init__(self, status: int, code: str, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message if row is None else f"observation {row} of the batch: {message}"
+        self.row = row
+
+    def body(self) -> bytes:
+        """The JSON that a client reads."""
+        return orjson.dumps({"error": {"code": self.code, "message": self.message}})
+
+
+def bad_request(code: str, message: str, row: int | None = None) -> Problem:
+    """A 400: the same request never succeeds."""
+    return Problem(400, code, message, row)

@@ -1,0 +1,83 @@
+"""What the server asks of its parts, which are implemented elsewhere in this program and in `ratchet`."""
+
+# ruff: noqa: D102 - the classes say what their properties are
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ratchet.decisions.records import Decision
+from ratchet.policies import PolicySpec
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+
+
+class Decided(Protocol):
+    """What a policy decided for N observations.
+
+    Attributes:
+        action: (N, *action shape), as the environment takes it.
+        log_probability: (N,).
+        value: (N,), where the policy has one.
+        states: (N, recurrent size), where the policy has a memory.
+
+    """
+
+    @property
+    def action(self) -> NDArray[Any]: ...
+    @property
+    def log_probability(self) -> Floats: ...
+    @property
+    def value(self) -> Floats | None: ...
+    @property
+    def states(self) -> Floats | None: ...
+
+
+class Policy(Protocol):
+    """A policy that is ready to decide; belongs to one event loop.
+
+    Attributes:
+        digest: SHA-256 of its artifact.
+        recurrent_size: numbers of memory that an episode carries; 0 without.
+
+    """
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def spec(self) -> PolicySpec: ...
+    @property
+    def recurrent_size(self) -> int: ...
+
+    def decide(
+        self,
+        observations: NDArray[Any],
+        *,
+        masks: Bools | None,
+        deterministic: Bools,
+        temperature: Floats,
+        seeds: Sequence[int | None],
+        states: Floats | None,
+    ) -> Decided:
+        """Decides for N observations (N, *shape); masks (N, outputs) with every row allowing something."""
+        ...
+
+
+class Residents(Protocol):
+    """The policies in memory."""
+
+    @property
+    def current(self) -> Policy | None: ...
+    @property
+    def previous(self) -> Policy | None: ...
+
+
+class Log(Protocol):
+    """Where decisions go."""
+
+    def record(self, decision: Decision) -> None:
+        """Takes one; never waits, never raises."""
+        ...

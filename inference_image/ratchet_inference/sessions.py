@@ -1,0 +1,72 @@
+"""What the server remembers of running episodes: arm, policy, steps, a recurrent policy's memory. Bounded."""
+
+from collections import OrderedDict
+
+from ratchet_inference.seams import Floats
+
+
+class Session:
+    """One running episode.
+
+    Attributes:
+        arm: that its first step was given to; empty before.
+        digest: of the policy that answers it on this server; empty before.
+        t: steps so far.
+        state: of a recurrent policy with that digest, None at the start.
+
+    """
+
+    __slots__ = ("arm", "digest", "state", "t", "used")
+
+    def __init__(self, now: float) -> None:
+        self.arm = ""
+        self.digest = ""
+        self.t = 0
+        self.state: Floats | None = None
+        self.used = now
+
+
+class Sessions:
+    """Running episodes, the one that waited longest first.
+
+    Args:
+        most: episodes at once; one more, and the one that waited longest is forgotten.
+        seconds: without a step, after which an episode is forgotten.
+
+    """
+
+    def __init__(self, most: int = 65_536, seconds: float = 900.0) -> None:
+        self._most = most
+        self._seconds = seconds
+        self._episodes: OrderedDict[str, Session] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def of(self, episode: str, now: float) -> Session:
+        """The episode's session, a new one where it is not known."""
+        episodes = self._episodes
+        session = episodes.get(episode)
+        if session is not None and now - session.used <= self._seconds:
+            session.used = now
+            episodes.move_to_end(episode)
+            return session
+        if session is not None:
+            del episodes[episode]
+        session = episodes[episode] = Session(now)
+        # Two at most leave for each that comes, so none pays for many.
+        for _ in range(2):
+            oldest = next(iter(episodes.values()))
+            if len(episodes) > self._most or now - oldest.used > self._seconds:
+                episodes.popitem(last=False)
+        return session
+
+    def forget(self, episode: str) -> None:
+        """The episode is over."""
+        self._episodes.pop(episode, None)
+
+    def release(self) -> None:
+        """Lets every episode go on with whatever policy is current."""
+        for session in self._episodes.values():
+            session.digest = ""
+            session.state = None

@@ -1,0 +1,84 @@
+"""The JSON that a policy server answers on /v1/stats. Counters only ever grow within one incarnation.
+
+A reader takes differences of two answers of the same `incarnation`; a new one starts from zero.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ratchet.api.v1alpha1.base import ApiModel
+
+STATS_VERSION = 1
+LATENCY_BOUNDS_SECONDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
+)  # fmt: skip
+
+
+class Latency(ApiModel):
+    """Seconds from the last byte of a request to its answer."""
+
+    counts: list[int] = Field(description="One for each of latencyBoundsSeconds, then those above the last.")
+    sum_seconds: float = 0.0
+
+
+class ActionStats(ApiModel):
+    """What was done, for drift: counts of values, or moments of numbers.
+
+    `counts` has one entry for each output of a discrete policy. `mean` and `m2` (sum of squared deviations)
+    have one for each component of a continuous one.
+    """
+
+    number: int = 0
+    counts: list[int] | None = None
+    mean: list[float] | None = None
+    m2: list[float] | None = None
+
+
+class ArmStats(ApiModel):
+    """What one policy did on one arm, as this server saw it."""
+
+    arm: str
+    digest: str = Field(description="Of the policy; empty where the other side never said it.")
+    requests: int = 0
+    predictions: int = 0
+    errors: dict[str, int] = Field(
+        default={}, description="Failures of the policy or of its server, by class."
+    )
+    fallbacks: dict[str, dict[str, int]] = Field(
+        default={}, description="Answers that came from elsewhere: by the step that gave them, by reason."
+    )
+    mask_violations: int = 0
+    nan_answers: int = 0
+    latency: Latency
+    actions: ActionStats = ActionStats()
+
+
+class RouteStats(ApiModel):
+    """The route in force."""
+
+    generation: int = 0
+    canary: str | None = None
+    weight: float = 0.0
+    digest: str | None = None
+    breaker: Literal["Closed", "Open", "HalfOpen"] = "Closed"
+
+
+class ServerStats(ApiModel):
+    """Where a policy server stands."""
+
+    version: Literal[1] = STATS_VERSION
+    incarnation: str
+    uptime_seconds: float
+    ready: bool
+    draining: bool
+    current: str | None = None
+    previous: str | None = None
+    route: RouteStats = RouteStats()
+    connections: int = 0
+    sessions: int = 0
+    shed: int = Field(default=0, description="Requests answered with 503 because the queue would have grown.")
+    swaps: int = 0
+    refusals: dict[str, int] = Field(default={}, description="Requests refused as wrong, by code.")
+    latency_bounds_seconds: list[float]
+    arms: list[ArmStats] = Field(default=[])
