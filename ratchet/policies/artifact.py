@@ -38,7 +38,13 @@ TOLERANCE: dict[WeightFormat, float] = {"float32": 1e-4, "bfloat16": 0.03, "int8
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="ignore",
+        frozen=True,
+        ser_json_inf_nan="strings",
+    )
 
 
 class File(_Model):
@@ -97,7 +103,7 @@ class Description(_Model):
 
     def to_bytes(self) -> bytes:
         """Canonical: keys sorted, no space between tokens."""
-        content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        content = json.loads(self.model_dump_json(by_alias=True, exclude_none=True))
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 

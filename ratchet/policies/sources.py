@@ -5,7 +5,7 @@ boto3 is imported only for what lies in a bucket.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from ratchet.policies.errors import (
 _S3 = re.compile(r"^s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<key>.+?)/?$")
 _MANIFEST = re.compile(r"^(?P<prefix>.+)/(?P<manifest>manifests/[^/]+\.json)$")
 
+REGION = "us-east-1"
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -30,7 +32,14 @@ class Server:
     """
 
     endpoint: str | None = None
-    region: str = "us-east-1"
+    region: str = REGION
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Server":
+        """By the variables of AWS's own tools: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, and AWS_REGION."""
+        endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+        region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+        return cls(endpoint or None, region or REGION)
 
 
 def in_bucket(source: str) -> bool:
