@@ -1,7 +1,7 @@
 """The decision log: takes a row in well under a microsecond, and never makes an answer wait.
 
-A writer thread turns rows into Parquet files in a folder. Where the log goes to S3 that folder is a spool, which
-a second thread empties. Every row that does not reach a file is counted with the reason.
+A writer thread turns rows into Parquet files in a folder. Where the log goes to S3 that folder is a spool,
+which a second thread empties. Every row that does not reach a file is counted with the reason.
 """
 
 import asyncio
@@ -61,7 +61,8 @@ class LogCounts:
 
     Attributes:
         recorded: rows offered.
-        dropped: rows lost by reason: `queue` was full, `unfit` for its column, `disk` failed, `spool` was full.
+        dropped: rows lost, by reason: `queue` was full, `unfit` for its column, `disk` failed, `spool` was
+            full.
         written: rows in finished files.
         files: finished files.
         uploaded: files that S3 has.
@@ -99,7 +100,7 @@ class DecisionLog:
         destination: Path | S3,
         *,
         spool: Path | None = None,
-        settings: LogSettings = LogSettings(),  # noqa: B008 - a frozen value
+        settings: LogSettings = LogSettings(),
         clock: Callable[[], float] = time.time,
         make_client: Callable[[S3], Any] = connect,
     ) -> None:
@@ -215,10 +216,8 @@ class DecisionLog:
             files.finish_old(now)
 
     def _fit_row_size(self) -> None:
-        row = self._files.row_bytes
-        self._limit = max(
-            CHUNK, min(self._settings.queue, self._settings.queue_bytes // (OBJECT_OVERHEAD * row))
-        )
+        row, settings = self._files.row_bytes, self._settings
+        self._limit = min(settings.queue, max(CHUNK, settings.queue_bytes // (OBJECT_OVERHEAD * row)))
         self._chunk = max(1, min(CHUNK, CHUNK_BYTES // row))
 
 

@@ -1,7 +1,7 @@
 """Rewards that come after their decisions: who still waits for one, what comes too late, what came before.
 
-A server knows only its own recent decisions. What it does not know goes to the decision log all the same, where
-the reader joins it with what other servers wrote; see docs/decision-log.md. No I/O and no clock of its own.
+A server knows only its own recent decisions. What it does not know goes to the decision log all the same,
+where the reader joins it with what other servers wrote; see docs/decision-log.md. No I/O, no own clock.
 """
 
 from collections import Counter, OrderedDict
@@ -18,6 +18,7 @@ from ratchet_inference.problems import Problem, bad_request
 LONGEST_NAME = 256
 # Waits that end in one call at most, so that an answer never waits for many of them.
 ENDED_AT_ONCE = 1_000
+SOMETIMES = 64
 
 T = TypeVar("T")
 
@@ -28,8 +29,8 @@ class RewardSettings:
 
     Attributes:
         window: seconds after a decision, or after an episode's last one, in which a reward is in time.
-        default: reward or return of what got none in its window; None writes none. Where several servers share
-            the traffic, a return may reach another than the one that waits, so leave it to the reader there.
+        default: reward or return of what got none in its window; None writes none. Where several servers
+            share the traffic, a reward may reach another than the one that waits: leave it to the reader.
         capacity: decisions, and episodes, that are waited for, and as many whose wait is over.
         most: rewards in one request.
 
@@ -88,13 +89,12 @@ class Waiting(Generic[T]):
             self._end(name, value, rewarded=False)
             yield name, value
 
-    def reward(self, name: str, now: float) -> Standing:
+    def reward(self, name: str) -> Standing:
         """Takes a reward; every later one of the same name is a duplicate."""
         waiting = self._open.get(name)
         if waiting is not None:
-            since, value = waiting
-            self._end(name, value, rewarded=True)
-            return Standing.AWAITED if now - since <= self._window else Standing.LATE
+            self._end(name, waiting[1], rewarded=True)
+            return Standing.AWAITED
         over = self._over.get(name)
         if over is None:
             return Standing.UNKNOWN
@@ -140,6 +140,7 @@ class Rewards:
         self._episodes: Waiting[_Episode] = Waiting(settings.window, settings.capacity)
         self._returns = Returns()
         self._counts: Counter[str] = Counter()
+        self._decided = 0
 
     def decided(self, decision: Decision) -> None:
         """Waits for the reward of a decision and for the return of its episode."""
@@ -161,7 +162,9 @@ class Rewards:
             if lost:
                 lost.total.missing += 1
                 lost.cohort.missing += 1
-        self.tick(2)
+        self._decided += 1
+        if self._decided % SOMETIMES == 0:
+            self.tick(2 * SOMETIMES)
 
     def receive(self, body: object) -> tuple[int, dict[str, Any]]:
         """Answers `POST /v1/reward`.
@@ -170,8 +173,8 @@ class Rewards:
             body: JSON: `{"id", "reward"}`, `{"episode", "return", "length"?}`, or `{"rewards": [of these]}`.
 
         Returns:
-            Status and JSON. 202 counts what became of each reward; 400 and 413 took none of them; 404 says that
-            all of them are of decisions that this server does not know, and that it has no log to keep them in.
+            Status and JSON. 202 counts what became of each reward; 400 and 413 took none of them; 404 says
+            that this server knows none of their decisions, and has no log to keep them in.
 
         """
         try:
@@ -219,7 +222,7 @@ class Rewards:
         return {name: self._counts[name] for name in names}
 
     def _take(self, by_id: bool, name: str, value: float, length: int | None, now: float) -> Standing:
-        standing = (self._decisions if by_id else self._episodes).reward(name, now)
+        standing = (self._decisions if by_id else self._episodes).reward(name)
         episode = None if by_id else self._episodes.get(name)
         if episode:
             for tally in (episode.total, episode.cohort):
@@ -269,9 +272,9 @@ def _one(row: object, where: str) -> tuple[bool, str, float, int | None]:
         raise _unclear(f"{where}unknown field {', '.join(sorted(fields.keys() - known))[:200]}")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
         raise _unclear(f"{where}{number} must be a finite number")
-    if length is not None and (
-        isinstance(length, bool) or not isinstance(length, int) or not 0 <= length < 1 << 31
-    ):
+    if length is None:
+        return by_id, name, float(value), None
+    if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length < 1 << 31:
         raise _unclear(f"{where}length must be a count of steps")
     return by_id, name, float(value), length
 

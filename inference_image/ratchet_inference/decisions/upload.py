@@ -1,4 +1,4 @@
-"""Finished files from a bounded spool on disk to S3, oldest first, for as long as it takes S3 to come back."""
+"""Finished files from a bounded spool on disk to S3, oldest first, however long S3 is gone."""
 
 import contextlib
 import logging
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class Uploader:
     """Moves what lies in a spool to a bucket, in a thread of its own.
 
-    What an earlier process left in the spool is uploaded too. Two servers may share one: an upload of the same
-    file twice puts the same bytes at the same key.
+    What an earlier process left in the spool is uploaded too. Two servers may share one: a file that both
+    upload is the same bytes at the same key.
 
     Args:
         spool: folder of finished files; their paths in it are their keys.
