@@ -35,4 +35,6 @@ def write_json_lines(stream: TextIO | None = None, level: int | str = logging.IN
     handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # At DEBUG it writes down what it signs, a session token included.
+    logging.getLogger("botocore").setLevel(logging.INFO)
     logging.captureWarnings(True)
