@@ -3,11 +3,11 @@
 Usage: python benchmarks/judge.py [--rollouts N] [--requests N] [--seed N]
 
 Each rollout: 10% canary, 0.5% base error, 50 requests a second, a look each second. The judge stands at a
-false-rollback rate of 5% for this guard alone, then with the share it has beside four other guards. Beside it:
+false-rollback rate of 5% for this guard alone, then with the share it has among five guards. Beside it:
 
 - windowed threshold: canary's error rate over the last 10 s above 1%, as an analysis of Argo Rollouts or
   Flagger that allows no failed measurement;
-- repeated z-test: two proportions, pooled, all data so far, one-sided 5%, at each look from 30 canary requests.
+- repeated z-test: two proportions, pooled, all data so far, one-sided 5%, from 30 canary requests on.
 """
 
 import argparse

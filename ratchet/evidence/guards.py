@@ -78,7 +78,7 @@ class RateAgainstStable:
         rate, base = state.canary.rate, state.stable.rate
         sentence = (
             f"{_percent(rate)} of {state.canary.n:,} canary answers are {self.what}, {_percent(base)} of "
-            f"{state.stable.n:,} stable ones: {_times(low)} to {_times(high)} as many, "
+            f"{state.stable.n:,} stable ones: {_between(low, high)} as many, "
             f"{_times(self.ratio)} allowed"
         )
         measured = Measured(
@@ -142,7 +142,7 @@ class LatencyAgainstStable:
         sentence = (
             f"{_quantile(self.quantile)} is {_seconds(canary)} on canary ({sum(state.canary):,} answers), "
             f"{_seconds(stable)} on stable ({sum(state.stable):,}), {_times(self.ratio)} allowed: "
-            f"{_times(low)} to {_times(high)} as many canary answers are slower than that"
+            f"{_between(low, high)} as many canary answers are slower than that"
         )
         measured = Measured(
             canary, stable, sum(state.canary), sum(state.stable), test.estimate, low, high, 1.0,
@@ -291,7 +291,11 @@ def _percent(share: float) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.3g}x" if math.isfinite(ratio) else "any number of times"
+    return f"{ratio:.3g}x"
+
+
+def _between(low: float, high: float) -> str:
+    return f"{_times(low)} to {_times(high)}" if math.isfinite(high) else f"at least {_times(low)}"
 
 
 def _seconds(value: float | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-_MOST_ODDS = 1e12
+_MOST_ODDS = 1e6
 T = TypeVar("T")
 
 
@@ -56,7 +56,7 @@ class Decision:
     """The record of one verdict; JSON-safe: no NaN, infinities as None.
 
     Attributes:
-        evidence: odds found for the verdict's side, at most 1e12.
+        evidence: odds found for the verdict's side, at most 1e6.
         needed: odds at which the guard fails, 1/alpha.
         proven: a Pass with evidence that the bound is kept; else it is minimum evidence without a failure.
 
@@ -89,18 +89,18 @@ def decide(guard: str, measured: Measured, alpha: float, beta: float, minimum: i
     proven = not fails and measured.log_e_kept >= -math.log(beta)
     passes = proven or (not fails and measured.canary_n >= minimum and measured.is_within)
     log_e = measured.log_e_kept if proven else measured.log_e_broken
-    evidence = math.exp(min(log_e, math.log(_MOST_ODDS)))
+    evidence = min(math.exp(min(log_e, 100.0)), _MOST_ODDS)
     if fails:
         verdict = Verdict.FAIL
-        why = f"odds of {evidence:,.0f} : 1 that the limit is broken, {1 / alpha:,.0f} : 1 needed"
+        why = f"odds of {_odds(evidence)} that the limit is broken, {_odds(1 / alpha)} needed"
     elif proven:
-        verdict, why = Verdict.PASS, f"odds of {evidence:,.0f} : 1 that the limit is kept"
+        verdict, why = Verdict.PASS, f"odds of {_odds(evidence)} that the limit is kept"
     elif passes:
         verdict, why = Verdict.PASS, f"{minimum:,} samples reached and nothing against it"
     else:
         verdict = Verdict.NOT_ENOUGH_EVIDENCE
         lacks = f"{measured.canary_n:,} of {minimum:,} samples" if measured.canary_n < minimum else "in doubt"
-        why = f"not enough evidence: {lacks}, odds of {evidence:,.1f} : 1, {1 / alpha:,.0f} : 1 needed"
+        why = f"not enough evidence: {lacks}, odds of {_odds(evidence)}, {_odds(1 / alpha)} needed"
     return Decision(
         guard, verdict, f"{measured.sentence}; {why}.",
         _finite(measured.canary), _finite(measured.stable), measured.canary_n, measured.stable_n,
@@ -136,6 +136,10 @@ def load(kind: type[T], text: str) -> T:
 
     """
     return TypeAdapter(kind).validate_json(text)
+
+
+def _odds(evidence: float) -> str:
+    return f"{evidence:,.{1 if evidence < 10 else 0}f} : 1" if evidence < _MOST_ODDS else "over a million : 1"
 
 
 def _finite(value: float | None) -> float | None:
