@@ -114,8 +114,10 @@ def _list_difference(wanted: list[Any], live: Any, path: str) -> str | None:
 
 
 def _merge_key(items: list[Any]) -> str | None:
+    """What tells the items apart; None where only their order does, as of one port over UDP and TCP."""
     for key in _MERGE_KEYS:
-        if all(isinstance(item, dict) and key in item for item in items):
+        named = all(isinstance(item, dict) and key in item for item in items)
+        if named and len({item[key] for item in items}) == len(items):
             return key
     return None
 

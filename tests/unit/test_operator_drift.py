@@ -145,3 +145,17 @@ def test_a_selector_is_compared_as_a_whole():
 
     assert first_difference(wanted, {"spec": {"selector": {"a": "1"}}}) is None
     assert "spec.selector" in (first_difference(wanted, {"spec": {"selector": {"a": "1", "b": "2"}}}) or "")
+
+
+PORTS = st.lists(
+    st.fixed_dictionaries(
+        {"port": st.sampled_from([53, 80])},
+        optional={"name": st.sampled_from("ab"), "protocol": st.sampled_from(["TCP", "UDP"])},
+    )
+)
+
+
+@given(PORTS)
+def test_nothing_differs_from_itself(ports):
+    """Not even one port over two protocols, which a port's number does not tell apart."""
+    assert first_difference({"ports": ports}, {"ports": copy.deepcopy(ports)}) is None
