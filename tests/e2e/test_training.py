@@ -244,3 +244,14 @@ def test_a_missing_secret_is_named_while_the_job_waits(namespace: Namespace, end
         ),
     )
     assert said["status"] == "False"
+
+
+def test_a_finished_job_with_a_time_to_live_goes_by_itself(namespace: Namespace, endless: Json) -> None:
+    endless["spec"]["environment"]["id"] = "NoSuchEnvironment-v0"
+    endless["spec"]["ttlSecondsAfterFinished"] = 1
+    namespace.apply(endless)
+    eventually("there is a trainer's Service", lambda: namespace.find("service", "endless-trainer"))
+
+    eventually("the job is gone", lambda: namespace.find("rlj", "endless") is None)
+
+    eventually("nothing of it is left", lambda: not namespace.children("endless"))
