@@ -9,11 +9,21 @@ LONGEST_BYTES = 4096  # of what Kubernetes keeps
 
 
 def leave(environment: Mapping[str, str], code: int, message: str, log: logging.Logger) -> int:
-    """Writes the message where RATCHET_TERMINATION_LOG says; the exit code."""
+    """Writes the message where RATCHET_TERMINATION_LOG says, and to the log; the exit code."""
     log.error(message, extra={"fields": {"exitCode": int(code)}})
+    write_last_words(environment, message, log)
+    return int(code)
+
+
+def fits(message: str) -> bool:
+    """Whether Kubernetes keeps all of it."""
+    return len(message.encode()) <= LONGEST_BYTES
+
+
+def write_last_words(environment: Mapping[str, str], message: str, log: logging.Logger) -> None:
+    """Writes as much of the message as Kubernetes keeps."""
     path = Path(environment.get(VARIABLE, "/dev/termination-log"))
     try:
         path.write_text(message.encode()[:LONGEST_BYTES].decode(errors="ignore"))
     except OSError as error:
         log.warning("no termination message can be left", extra={"fields": {"error": error.strerror}})
-    return int(code)

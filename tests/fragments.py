@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ratchet.experience import Fragment, Header
-from ratchet.policies import SpaceSpec
+from ratchet.policies import EnvironmentSpec, SpaceSpec
+
+# Those of `rollout`.
+SPACES = EnvironmentSpec(
+    observation=SpaceSpec(kind="Box", shape=(4,), low=-1.0, high=1.0),
+    action=SpaceSpec(kind="Discrete", dtype="int64", n=2),
+)
 
 
 def header(**changes: Any) -> Header:

@@ -69,6 +69,8 @@ class World:
         self.creations: dict[str, int] = {}
         self.progress_written: dict[str, datetime] = {}
         self.trainer_finished = False
+        self.trainer_answers = True
+        self.passed_over: list[str] = []
         self.steps = 0
         self.events: list[str] = []
         self.die_after: int | None = None
@@ -200,8 +202,12 @@ class World:
         return [pod for pod in self.all(POD) if name_of(pod).startswith(component)]
 
     def trainer(self, job: Json) -> TrainerStatus | None:
-        if not any(is_ready(pod) for pod in self.pods_of("job-trainer")):
+        if not self.trainer_answers or not any(is_ready(pod) for pod in self.pods_of("job-trainer")):
             return None
+        return self.trainer_status(job)
+
+    def trainer_status(self, job: Json) -> TrainerStatus:
+        """What the trainer says when it can be asked."""
         state = "Finished" if self.trainer_finished else "Training"
         return TrainerStatus.model_validate(
             {
@@ -211,6 +217,7 @@ class World:
                 "state": state,
                 "finishedReason": "MaxStepsReached" if self.trainer_finished else None,
                 "progress": {"steps": self.steps},
+                "passedOver": self.passed_over,
             }
         )
 

@@ -28,9 +28,17 @@ class Final(ApiModel):
 
 
 class Ledger(ApiModel):
-    """The memory of one job."""
+    """The memory of one job.
+
+    Attributes:
+        active_since: the moment from which active time counts: the start, moved on by each suspension.
+        fallback_epoch: of the newest trainer that had to pass over a broken checkpoint.
+
+    """
 
     start_time: str | None = None
+    active_since: str | None = None
+    suspended_at: str | None = None
     completion_time: str | None = None
     attempt: int = 1
     failures: tuple[Failure, ...] = ()
@@ -41,6 +49,7 @@ class Ledger(ApiModel):
     suspended: bool = False
     device: Literal["CPU", "GPU"] | None = None
     fell_back: bool = False
+    fallback_epoch: int = 0
     final: Final | None = None
 
     def to_annotation(self) -> str:
@@ -67,6 +76,7 @@ def _from_status(status: Json) -> Ledger:
         return Ledger()
     ledger = Ledger(
         start_time=seen.start_time,
+        active_since=seen.start_time,
         attempt=max(1, seen.attempt),
         failures=tuple(seen.failures[-FAILURES_KEPT:]),
         failures_counted=seen.failures_counted,

@@ -43,7 +43,7 @@ def environment(obj: dict) -> dict[str, str]:
 
 
 ALL_PODS = {
-    "trainer": trainer_deployment(context(), 1, "CPU", "s", 1),
+    "trainer": trainer_deployment(context(), Ledger(), "CPU", "s", 1),
     "redis": redis_deployment(context(), "s", 1),
     "worker": worker_set(pool_context(), "s", 2),
 }
@@ -79,7 +79,7 @@ def test_every_child_is_owned_labelled_and_named_after_the_job():
     job = context()
     children = [
         config_map(job, Ledger()), redis_deployment(job, "s", 1), redis_service(job),
-        trainer_deployment(job, 1, "CPU", "s", 1), trainer_service(job), rollout_pool(job, None),
+        trainer_deployment(job, Ledger(), "CPU", "s", 1), trainer_service(job), rollout_pool(job, None),
         *network_policies(job),
     ]  # fmt: skip
 
@@ -101,10 +101,12 @@ def test_the_configuration_is_what_the_trainer_parses_and_the_ledger_rides_along
 
 
 def test_the_trainer_is_told_what_it_needs():
-    obj = trainer_deployment(context(), 4, "CPU", "s", 1)
+    ledger = Ledger(attempt=4, active_since="2026-01-01T00:00:00Z")
+    obj = trainer_deployment(context(), ledger, "CPU", "s", 1)
 
     assert environment(obj) == {
         "RATCHET_ATTEMPT": "4",
+        "RATCHET_ACTIVE_SINCE": "2026-01-01T00:00:00Z",
         "RATCHET_DEVICE": "CPU",
         "RATCHET_CONFIG": "/etc/ratchet/job.json",
         "RATCHET_REDIS_URL_FILE": "/var/run/ratchet/redis/REDIS_URL",
@@ -114,7 +116,7 @@ def test_the_trainer_is_told_what_it_needs():
 
 
 def test_without_an_s3_secret_nothing_is_mounted_or_named():
-    obj = trainer_deployment(context(checkpoint={"s3": {"bucket": "bucket"}}), 1, "CPU", "s", 1)
+    obj = trainer_deployment(context(checkpoint={"s3": {"bucket": "bucket"}}), Ledger(), "CPU", "s", 1)
 
     assert "RATCHET_S3_CREDENTIALS_DIR" not in environment(obj)
     assert "s3" not in {volume["name"] for volume in obj["spec"]["template"]["spec"]["volumes"]}
@@ -123,8 +125,8 @@ def test_without_an_s3_secret_nothing_is_mounted_or_named():
 def test_a_gpu_is_asked_for_only_where_the_trainer_runs_on_one():
     job = context(trainer={"gpu": {"count": 2}, "resources": {"limits": {"memory": "4Gi"}}})
 
-    on_gpu = container(trainer_deployment(job, 1, "GPU", "s", 1))["resources"]["limits"]
-    on_cpu = container(trainer_deployment(job, 1, "CPU", "s", 1))["resources"]["limits"]
+    on_gpu = container(trainer_deployment(job, Ledger(), "GPU", "s", 1))["resources"]["limits"]
+    on_cpu = container(trainer_deployment(job, Ledger(), "CPU", "s", 1))["resources"]["limits"]
 
     assert on_gpu == {"memory": "4Gi", "nvidia.com/gpu": 2}
     assert on_cpu == {"memory": "4Gi"}
@@ -141,7 +143,7 @@ def test_a_gpu_is_asked_for_only_where_the_trainer_runs_on_one():
 )
 def test_the_trainer_rolls_when_what_it_reads_changes(changed, rolls):
     def config_hash(job: JobContext) -> str:
-        template = trainer_deployment(job, 1, "CPU", "s", 1)["spec"]["template"]
+        template = trainer_deployment(job, Ledger(), "CPU", "s", 1)["spec"]["template"]
         return template["metadata"]["annotations"][CONFIG_HASH]
 
     assert (config_hash(context()) != config_hash(context(**changed))) is rolls
@@ -159,7 +161,7 @@ def test_redis_refuses_when_full_keeps_nothing_and_is_as_large_as_asked():
 
 def test_an_external_redis_is_read_from_the_users_secret():
     job = context(experience={"type": "External", "external": {"secretRef": {"name": "mine"}}})
-    volumes = trainer_deployment(job, 1, "CPU", "s", 1)["spec"]["template"]["spec"]["volumes"]
+    volumes = trainer_deployment(job, Ledger(), "CPU", "s", 1)["spec"]["template"]["spec"]["volumes"]
 
     assert next(volume for volume in volumes if volume["name"] == "redis")["secret"]["secretName"] == "mine"
 
@@ -202,7 +204,7 @@ def test_a_worker_set_is_elastic_named_by_its_template_and_takes_no_other_pods()
 
 def test_user_volumes_can_not_collide_with_ours():
     volumes = [{"name": "tmp", "mountPath": "/data", "emptyDir": "1Gi"}]
-    obj = trainer_deployment(context(trainer={"volumes": volumes}), 1, "CPU", "s", 1)
+    obj = trainer_deployment(context(trainer={"volumes": volumes}), Ledger(), "CPU", "s", 1)
     names = [volume["name"] for volume in obj["spec"]["template"]["spec"]["volumes"]]
 
     assert len(names) == len(set(names))

@@ -143,3 +143,155 @@ def test_a_trainer_whose_gpu_node_is_gone_for_good_goes_on_without_it():
     world.settle()
     assert status_of(world.get(TRAINING_JOB, "job"))["device"] == "CPU"
     assert world.events.count("FallbackCPU") == 1
+
+
+@pytest.mark.parametrize("going", [False, True], ids=["restarted", "on its way out"])
+def test_a_finished_trainer_that_can_not_be_asked_ends_the_job_by_its_last_word(going):
+    world = new_world()
+    world.settle()
+    world.steps, world.trainer_finished, world.trainer_answers = 640, True, False
+    job = world.get(TRAINING_JOB, "job")
+    assert job is not None
+    (pod,) = world.pods_of("job-trainer")
+    end_container(pod, 0, world.trainer_status(job).model_dump_json(by_alias=True, exclude_none=True))
+    if going:
+        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+    world.operate()
+    world.operate()
+
+    job = world.get(TRAINING_JOB, "job")
+    assert condition(job, "Succeeded")["reason"] == "MaxStepsReached"
+    assert status_of(job)["progress"]["steps"] == 640
+
+
+@pytest.mark.parametrize(
+    "word", ["", "{}", "ends as asked", '{"uid": "another", "attempt": 1, "epoch": 1, "state": "Finished"}']
+)
+def test_a_trainer_that_ended_with_0_and_left_no_result_of_this_job_goes_on(word):
+    world = new_world()
+    world.settle()
+    (pod,) = world.pods_of("job-trainer")
+
+    end_container(pod, 0, word)
+    world.settle()
+
+    assert conditions(world.get(TRAINING_JOB, "job"))["Progressing"] == "True"
+    assert status_of(world.get(TRAINING_JOB, "job"))["failuresCounted"] == 0
+
+
+def test_a_trainer_that_passed_over_a_broken_checkpoint_is_told_of_once():
+    world = new_world()
+    world.passed_over = ["000000000640-1-2 has a damaged state (7 of 9 bytes)"]
+
+    world.settle()
+    wipe_status(world)
+    world.settle()
+
+    assert world.events.count("CheckpointPassedOver") == 1
+
+
+# maxDuration is 10 minutes; a trainer gets two more to store what it has.
+DURATION, GRACE = 600, 120
+
+
+def wait_out(world: World, seconds: float) -> None:
+    world.now += timedelta(seconds=seconds)
+    world.operate()
+
+
+def out_of_time_world() -> World:
+    """A job that has waited for workers since its start, which is now."""
+    world = new_world(stop={"maxDuration": "10m"})
+    for _ in range(3):
+        world.operate()
+    world.trainer_answers = False
+    return world
+
+
+def test_a_job_whose_workers_never_come_is_ended_by_max_duration():
+    world = out_of_time_world()
+    assert max(world.waits) <= DURATION + GRACE, "it looks again by then, whatever else happens"
+
+    wait_out(world, DURATION + GRACE - 1)
+    assert "Failed" not in conditions(world.get(TRAINING_JOB, "job"))
+    assert any(0 < wait <= 1 for wait in world.waits)
+    wait_out(world, 1)
+
+    failed = condition(world.get(TRAINING_JOB, "job"), "Failed")
+    assert failed["reason"] == "MaxDurationReached"
+    assert failed["message"].startswith("stop.maxDuration (10m) has passed, and there is no checkpoint. ")
+    assert world.all(DEPLOYMENT) == []
+
+
+def test_suspended_time_does_not_count_for_max_duration():
+    world = out_of_time_world()
+    wait_out(world, 300)
+    suspend(world, True)
+    world.operate()
+    wait_out(world, 10 * DURATION)
+    assert conditions(world.get(TRAINING_JOB, "job"))["Suspended"] == "True"
+    suspend(world, False)
+    world.operate()
+
+    wait_out(world, DURATION + GRACE - 301)
+    assert "Failed" not in conditions(world.get(TRAINING_JOB, "job"))
+    wait_out(world, 1)
+    assert condition(world.get(TRAINING_JOB, "job"), "Failed")["reason"] == "MaxDurationReached"
+
+
+def test_the_trainer_is_told_from_when_time_counts_and_not_restarted_by_it():
+    world = new_world()
+    world.settle()
+    first = active_since(world)
+    assert first == "2026-01-01T00:00:10Z"
+    world.delete("ConfigMap", "job-config")
+    world.settle()
+    assert active_since(world) == first
+
+    suspend(world, True)
+    world.operate()
+    wait_out(world, 3600)
+    assert active_since(world) == first
+    suspend(world, False)
+    world.operate()
+    moved = active_since(world)
+    assert moved > first
+    world.delete("ConfigMap", "job-config")
+    world.settle()
+
+    assert active_since(world) == moved
+
+
+def test_a_job_out_of_time_with_a_checkpoint_has_succeeded():
+    world = out_of_time_world()
+    job = world.get(TRAINING_JOB, "job")
+    assert job is not None
+    latest = {"name": "a", "uri": "s3://b/a", "digest": "sha256:0", "steps": 640, "policyVersion": 2,
+              "time": "2026-01-01T00:00:00Z"}  # fmt: skip
+    job["status"] |= {"checkpoints": {"latest": latest}}
+
+    wait_out(world, DURATION + GRACE)
+
+    succeeded = condition(world.get(TRAINING_JOB, "job"), "Succeeded")
+    assert succeeded["reason"] == "MaxDurationReached"
+    assert "the newest checkpoint is at 640 steps" in succeeded["message"]
+
+
+def wipe_status(world: World) -> None:
+    job = world.get(TRAINING_JOB, "job")
+    assert job is not None
+    job["status"] = {}
+
+
+def suspend(world: World, suspended: bool) -> None:
+    job = world.get(TRAINING_JOB, "job")
+    assert job is not None
+    world.put({**job, "spec": {**spec_of(job), "suspend": suspended}})
+
+
+def active_since(world: World) -> str:
+    trainer = world.get(DEPLOYMENT, "job-trainer")
+    assert trainer is not None
+    variables = spec_of(trainer)["template"]["spec"]["containers"][0]["env"]
+    return next(found["value"] for found in variables if found["name"] == "RATCHET_ACTIVE_SINCE")

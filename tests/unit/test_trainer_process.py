@@ -1,36 +1,35 @@
-"""The trainer's edges: settings, saver, resume, pages, and how `run` ends."""
+"""The trainer's edges: settings, saver, resume, pages."""
 
 import json
-import secrets
-import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fragments import rollout
+from fragments import SPACES, rollout
 from prometheus_client.parser import text_string_to_metric_families
 from ratchet_trainer.board import STUCK_AFTER_SECONDS, Board
 from ratchet_trainer.intake import Intake
-from ratchet_trainer.main import run
 from ratchet_trainer.metrics import Metrics
 from ratchet_trainer.resume import Resumed
 from ratchet_trainer.saving import Saver, Snapshot
 from ratchet_trainer.settings import read_settings
 from ratchet_trainer.trackers import TensorBoard, tracker
 from ratchet_trainer.web import serve
-from redis import Redis
-from redisserver import RedisServer, free_port
 from s3server import HeldStore, S3Server
+from trainerjob import configuration, job
 
 from ratchet.api.v1alpha1 import PoolExperience, TrainerStatus, TrainingConfig
 from ratchet.api.v1alpha1.training import S3, Checkpoint
 from ratchet.api.v1alpha1.trainingjob import Checkpoints, Evaluations, Progress
 from ratchet.checkpoints import (
+    CheckpointsUnreadable,
     Lineage,
     Loaded,
     StorageDenied,
@@ -38,36 +37,10 @@ from ratchet.checkpoints import (
     Superseded,
 )
 from ratchet.configuration import InvalidConfiguration
-from ratchet.policies import EnvironmentSpec, PolicySpec, SpaceSpec, parameter_shapes, value_shapes
+from ratchet.policies import PolicySpec, parameter_shapes, value_shapes
 from ratchet.policies.artifact import read
 
-SPACES = EnvironmentSpec(
-    observation=SpaceSpec(kind="Box", shape=(4,), low=-1.0, high=1.0),
-    action=SpaceSpec(kind="Discrete", dtype="int64", n=2),
-)
-
-
-def job(endpoint: str = "http://127.0.0.1:1", **changes: Any) -> dict[str, Any]:
-    return {
-        "namespace": "default",
-        "name": "cartpole",
-        "uid": secrets.token_hex(4),
-        "environment": {"id": "CartPole-v1"},
-        "algorithm": {},
-        "evaluation": {},
-        "stop": {"maxSteps": 1000},
-        "checkpoint": {"s3": {"bucket": "ratchet", "endpoint": endpoint}},
-        "fragmentsPerBatch": 1,
-        **changes,
-    }
-
-
 # Settings
-
-
-def configuration(folder: Path, value: Any) -> dict[str, str]:
-    (folder / "job.json").write_text(value if isinstance(value, str) else json.dumps(value))
-    return {"RATCHET_CONFIG": str(folder / "job.json")}
 
 
 def test_settings_have_defaults_and_read_their_variables(tmp_path: Path):
@@ -98,6 +71,19 @@ def test_settings_have_defaults_and_read_their_variables(tmp_path: Path):
 def test_a_wrong_configuration_says_where(tmp_path: Path, value: Any, sentence: str):
     with pytest.raises(InvalidConfiguration, match=sentence):
         read_settings(configuration(tmp_path, value))
+
+
+def test_active_time_counts_from_the_moment_that_is_given(tmp_path: Path):
+    least = configuration(tmp_path, job())
+    assert read_settings(least).active_since is None
+
+    then = (datetime.now(UTC) - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    since = read_settings({**least, "RATCHET_ACTIVE_SINCE": then}).active_since
+    assert since is not None
+    assert time.monotonic() - since == pytest.approx(3600, abs=60)
+
+    with pytest.raises(InvalidConfiguration, match="RATCHET_ACTIVE_SINCE must be a time"):
+        read_settings({**least, "RATCHET_ACTIVE_SINCE": "yesterday"})
 
 
 @pytest.mark.parametrize("name", ["RATCHET_ATTEMPT", "RATCHET_PORT"])
@@ -287,7 +273,7 @@ def test_a_checkpoint_of_a_trainer_that_stored_no_observations_resumes(saver: Sa
 def test_a_checkpoint_of_another_schema_is_refused(saver: Saver, storage: HeldStore):
     saver.begin(snapshot(100, progress={**progress_json(), "schema": 2}))
     saver.wait()
-    with pytest.raises(ValueError, match="has schema 2, this trainer reads 1"):
+    with pytest.raises(CheckpointsUnreadable, match="has schema 2, and this trainer reads 1"):
         Resumed.read(newest(storage))
 
 
@@ -375,86 +361,3 @@ def test_another_page_says_which_there_are(ask: Callable[[str], tuple[int, str]]
     code, body = ask("/")
     assert code == 404
     assert "/status" in body
-
-
-# How it ends
-
-
-@pytest.fixture
-def environment(tmp_path: Path, s3: S3Server, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("RATCHET_S3_CREDENTIALS_DIR", str(s3.credentials(tmp_path / "credentials")))
-    return {
-        **configuration(tmp_path, job(s3.endpoint)),
-        "REDIS_URL": redis_server.url,
-        "RATCHET_TERMINATION_LOG": str(tmp_path / "last-words"),
-        "RATCHET_PORT": str(free_port()),
-    }
-
-
-def ends(environment: dict[str, str], stop: threading.Event | None = None) -> tuple[int, str]:
-    code = run(environment, stop or threading.Event())
-    last_words = Path(environment["RATCHET_TERMINATION_LOG"])
-    return code, last_words.read_text() if last_words.exists() else ""
-
-
-def test_without_a_configuration_it_ends_with_10(environment: dict[str, str]):
-    code, last_words = ends({**environment, "RATCHET_CONFIG": "/nowhere/job.json"})
-    assert code == 10
-    assert last_words == "/nowhere/job.json can't be read (No such file or directory): set RATCHET_CONFIG"
-
-
-def test_without_a_redis_url_it_ends_with_10(environment: dict[str, str]):
-    code, last_words = ends({**environment, "REDIS_URL": ""})
-    assert code == 10
-    assert "set RATCHET_REDIS_URL_FILE" in last_words
-
-
-def test_when_storage_denies_it_ends_with_11(environment: dict[str, str], tmp_path: Path):
-    (tmp_path / "credentials" / "AWS_SECRET_ACCESS_KEY").write_text("not-the-secret")
-    code, last_words = ends(environment)
-    assert code == 11
-    assert "Correct the keys in the Secret of checkpoint.s3.secretRef" in last_words
-    assert "not-the-secret" not in last_words
-
-
-def test_when_redis_refuses_the_password_it_ends_with_13(environment: dict[str, str], redis: Redis):
-    url = environment["REDIS_URL"].replace("//", "//:hunter2@")
-    redis.config_set("requirepass", "another")
-    try:
-        code, last_words = ends({**environment, "REDIS_URL": url})
-    finally:
-        redis.config_set("requirepass", "")
-    assert code == 13
-    assert "Redis refused the user or password" in last_words
-    assert "hunter2" not in last_words
-
-
-def test_when_no_checkpoint_is_whole_it_ends_with_15(
-    environment: dict[str, str], tmp_path: Path, s3: S3Server
-):
-    config = TrainingConfig.model_validate_json((tmp_path / "job.json").read_text())
-    key = f"{config.storage_prefix}/manifests/000000000100-1-100.json"
-    s3.client().put_object(Bucket="ratchet", Key=key, Body=b"{")
-    code, last_words = ends(environment)
-    assert code == 15
-    assert "none of the 1 checkpoints" in last_words
-
-
-def test_what_nobody_thought_of_ends_with_1_and_its_name(environment: dict[str, str]):
-    with serve(Board(STARTING), Metrics("a", "b").registry, 0) as taken:
-        code, last_words = ends({**environment, "RATCHET_PORT": str(taken.server_port)})
-        taken.shutdown()
-    assert code == 1
-    assert last_words.startswith("OSError: ")
-
-
-def test_asked_to_end_before_any_worker_came_it_ends_with_0(environment: dict[str, str], redis: Redis):
-    stop = threading.Event()
-    stop.set()
-    assert ends(environment, stop) == (0, "")
-
-
-def test_asked_to_end_while_redis_does_not_answer_it_ends_with_0(environment: dict[str, str]):
-    stop = threading.Event()
-    stop.set()
-    assert ends({**environment, "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}, stop) == (0, "")

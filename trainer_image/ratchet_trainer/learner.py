@@ -90,6 +90,7 @@ class Learner:
         self._version = 0
         self._updates = 0
         self._resumed_from: str | None = None
+        self._passed_over: list[str] = []
         self._last_update: UpdateMetrics | None = None
         self._policy_lag: float | None = None
         self._finished: Reason | None = None
@@ -416,7 +417,7 @@ class Learner:
         self._curve = Curve(resumed.progress.curve)
         self._next_evaluation = resumed.next_evaluation
         self._version, self._updates = resumed.version, resumed.updates
-        self._resumed_from = resumed.name
+        self._resumed_from, self._passed_over = resumed.name, resumed.passed_over
         self._seen = resumed.observations
 
     def _progress(self) -> Progress:
@@ -452,6 +453,7 @@ class Learner:
             message=parts.saver.complaint,
             device=parts.settings.device,
             resumed_from=self._resumed_from,
+            passed_over=self._passed_over,
             active_seconds=round(self._active_seconds(), 3),
             progress=self._progress(),
             evaluation=self._evaluations,

@@ -44,7 +44,7 @@ from ratchet.experience import (  # noqa: E402
     RedisUnreachable,
     connect,
 )
-from ratchet.lastwords import leave  # noqa: E402
+from ratchet.lastwords import fits, leave, write_last_words  # noqa: E402
 from ratchet.logs import write_json_lines  # noqa: E402
 from ratchet.policies.spec import EnvironmentSpec  # noqa: E402
 from ratchet_trainer.algorithms.errors import Diverged  # noqa: E402
@@ -58,6 +58,7 @@ from ratchet_trainer.web import serve  # noqa: E402
 log = logging.getLogger("ratchet_trainer")
 
 STORAGE_PATIENCE_SECONDS = 120.0
+UNHEARD_SECONDS = 60.0
 LOOK_FOR_WORKERS_SECONDS = 0.1
 T = TypeVar("T")
 
@@ -81,7 +82,8 @@ def main() -> None:
 def run(environment: Mapping[str, str], stop: threading.Event) -> int:
     """Trains until asked to end; the exit code. The last words go where RATCHET_TERMINATION_LOG says."""
     try:
-        _train(read_settings(environment), environment, stop)
+        board = _train(read_settings(environment), environment, stop)
+        _leave_result(environment, board.status)
     except Interrupted:
         log.info("ends as asked, with nothing to save")
     except (InvalidConfiguration, InvalidRedisUrl) as error:
@@ -102,7 +104,7 @@ def run(environment: Mapping[str, str], stop: threading.Event) -> int:
     return 0
 
 
-def _train(settings: Settings, environment: Mapping[str, str], stop: threading.Event) -> None:
+def _train(settings: Settings, environment: Mapping[str, str], stop: threading.Event) -> Board:
     config = settings.config
     board = Board(
         TrainerStatus(
@@ -119,7 +121,7 @@ def _train(settings: Settings, environment: Mapping[str, str], stop: threading.E
     found = _patiently(store.names, stop, board)
     resumed = _resume(store, heavy, stop, board) if found else None
     if resumed is not None and resumed.finished is not None:
-        return _serve_until(stop, board)
+        return _serve_until_heard(stop, board)
 
     redis = connect(ConnectionSettings.from_environment(environment))
     channel = LearnerChannel(redis, config.key_prefix, Patience(sleep=partial(pause, stop)))
@@ -128,7 +130,7 @@ def _train(settings: Settings, environment: Mapping[str, str], stop: threading.E
         # A trainer before this one stored one more before it was fenced.
         resumed = _resume(store, heavy, stop, board)
         if resumed is not None and resumed.finished is not None:
-            return _serve_until(stop, board)
+            return _serve_until_heard(stop, board)
     log.info("began", extra={"fields": {"epoch": epoch, "attempt": settings.attempt}})
     board.pin(board.status.model_copy(update={"epoch": epoch, "state": "WaitingForWorkers"}))
     spaces = resumed.environment if resumed else _spaces(channel, stop, board)
@@ -145,7 +147,7 @@ def _train(settings: Settings, environment: Mapping[str, str], stop: threading.E
     parts = modules.learner.Parts(settings, channel, saver, board, metrics, trackers, stop)
     learner = modules.learner.Learner(parts, spaces, resumed)
     learner.run()
-    return _serve_until(stop, board)
+    return _serve_until_heard(stop, board)
 
 
 class _Heavy:
@@ -230,10 +232,22 @@ def _spaces(channel: LearnerChannel, stop: threading.Event, board: Board) -> Env
     return found
 
 
-def _serve_until(stop: threading.Event, board: Board) -> None:
-    """A finished trainer goes on saying so until the operator has heard it and takes it away."""
-    while not stop.wait(1.0):
-        board.beat()
+def _serve_until_heard(stop: threading.Event, board: Board) -> Board:
+    """A finished trainer goes on saying so until the operator has heard it and takes it away. Where nobody
+    does, nobody can ask: then its last words must be enough.
+    """
+    stop.wait(UNHEARD_SECONDS)
+    return board
+
+
+def _leave_result(environment: Mapping[str, str], status: TrainerStatus) -> None:
+    """A finished trainer's last words are its status, without what is too long for them."""
+    if status.state != "Finished":
+        return
+    status = status.model_copy(update={"pools": {}})
+    bare = status.model_copy(update={"progress": status.progress.model_copy(update={"curve": []})})
+    texts = [one.model_dump_json(by_alias=True, exclude_none=True) for one in (status, bare)]
+    write_last_words(environment, next((text for text in texts if fits(text)), texts[-1]), log)
 
 
 def _lineage(settings: Settings, parent: str | None) -> Lineage:

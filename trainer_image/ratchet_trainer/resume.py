@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load as load_torch
 from torch import Tensor
 
 from ratchet.api.v1alpha1 import TrainerStatus
 from ratchet.api.v1alpha1.trainingjob import Checkpoints, Evaluations, Progress
-from ratchet.checkpoints import Loaded
+from ratchet.checkpoints import CheckpointsUnreadable, Loaded
 from ratchet.policies.artifact import GOLDEN, golden_observations
 from ratchet.policies.spec import EnvironmentSpec
 from ratchet_trainer.intake import Intake
@@ -18,6 +19,7 @@ from ratchet_trainer.saving import with_stored
 from ratchet_trainer.stopping import Reason
 
 SCHEMA = 1
+PASSED_OVER_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +41,27 @@ class Resumed:
     finished: Reason | None
     progress: Progress
     checkpoints: Checkpoints
+    passed_over: list[str]
 
     @classmethod
     def read(cls, loaded: Loaded) -> "Resumed":
-        """Raises KeyError or ValueError where the content is not what `to_json` gave."""
+        """Raises CheckpointsUnreadable where it is whole, and its content is not what `to_json` gave."""
+        name = loaded.stored.manifest.name
+        try:
+            values: dict[str, Any] = json.loads(loaded.blobs["progress"])
+            if values["schema"] == SCHEMA:
+                return cls._of(loaded, values)
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            reason = f"checkpoint {name} is whole and can't be read: {type(error).__name__}: {error}"
+            raise CheckpointsUnreadable(reason) from error
+        raise CheckpointsUnreadable(
+            f"checkpoint {name} has schema {values['schema']}, and this trainer reads {SCHEMA}: "
+            "go on with the release that wrote it"
+        )
+
+    @classmethod
+    def _of(cls, loaded: Loaded, values: dict[str, Any]) -> "Resumed":
         manifest = loaded.stored.manifest
-        values: dict[str, Any] = json.loads(loaded.blobs["progress"])
-        if values["schema"] != SCHEMA:
-            raise ValueError(
-                f"checkpoint {manifest.name} has schema {values['schema']}, this trainer reads {SCHEMA}"
-            )
         environment = EnvironmentSpec.model_validate(values["environment"])
         return cls(
             name=f"manifests/{manifest.name}.json",
@@ -66,6 +79,7 @@ class Resumed:
             finished=values["finished"],
             progress=Progress.model_validate(values["progress"]),
             checkpoints=with_stored(Checkpoints.model_validate(values["checkpoints"]), loaded.stored),
+            passed_over=list(loaded.passed_over[:PASSED_OVER_SHOWN]),
         )
 
     @staticmethod
@@ -109,6 +123,7 @@ class Resumed:
                 "state": status.state if self.finished is None else "Finished",
                 "finished_reason": self.finished,
                 "resumed_from": self.name,
+                "passed_over": self.passed_over,
                 "active_seconds": self.active_seconds,
                 "progress": self.progress,
                 "evaluation": self.evaluations,

@@ -1,7 +1,9 @@
 """What the trainer is told by its environment: one frozen object, read once."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from ratchet.api.v1alpha1 import TrainingConfig
@@ -15,6 +17,7 @@ class Settings:
     Attributes:
         attempt: numbers the tries of a job, by the operator's count.
         tracker: name of an experiment tracker that gets every metric, or None.
+        active_since: monotonic time from which the job's active time counts; None where nobody keeps it.
 
     """
 
@@ -24,6 +27,7 @@ class Settings:
     port: int
     tracker: str | None
     image: str
+    active_since: float | None = None
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -39,4 +43,16 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         port=int(port),
         tracker=environment.get("RATCHET_TRACKER") or None,
         image=environment.get("RATCHET_IMAGE", ""),
+        active_since=_on_this_clock(environment.get("RATCHET_ACTIVE_SINCE", "")),
     )
+
+
+def _on_this_clock(stamp: str) -> float | None:
+    """An RFC 3339 time as `time.monotonic` would have told it."""
+    if not stamp:
+        return None
+    try:
+        passed = (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
+    except (ValueError, TypeError) as error:
+        raise InvalidConfiguration("RATCHET_ACTIVE_SINCE must be a time like 2026-01-31T12:00:00Z") from error
+    return time.monotonic() - max(0.0, passed)

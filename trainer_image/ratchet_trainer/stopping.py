@@ -16,7 +16,7 @@ def reason_to_stop(
     Args:
         stop: the job's rules.
         steps: environment steps counted so far.
-        active_seconds: time spent training, over all attempts.
+        active_seconds: time since the job first started, without suspended time.
         evaluated_return: mean return of the newest evaluation, of the policy as it is now.
 
     """

@@ -18,6 +18,7 @@ from ratchet_operator.build.pod import (
 )
 from ratchet_operator.build.redis import SECRET_UID_ANNOTATION
 from ratchet_operator.kinds import ATTEMPT_LABEL, DEPLOYMENT, SERVICE, Json, digest
+from ratchet_operator.ledger import Ledger
 
 PORT = 8080
 CONFIG_HASH = "ratchet.dev/config-hash"
@@ -25,6 +26,7 @@ CONFIG_DIR = "/etc/ratchet"
 REDIS_DIR = "/var/run/ratchet/redis"
 S3_DIR = "/var/run/ratchet/s3"
 CONTAINER = "trainer"
+ACTIVE_SINCE = "RATCHET_ACTIVE_SINCE"
 
 
 def shared_mounts(context: JobContext) -> list[Mount]:
@@ -45,15 +47,16 @@ def shared_environment() -> dict[str, str]:
 
 
 def trainer_deployment(
-    context: JobContext, attempt: int, device: Literal["CPU", "GPU"], secret_uid: str, replicas: int
+    context: JobContext, ledger: Ledger, device: Literal["CPU", "GPU"], secret_uid: str, replicas: int
 ) -> Json:
     """`<job>-trainer`. Its template changes, and so its pod, with the configuration, the attempt, the
-    device and the Redis password.
+    device, the Redis password, and suspensions.
     """
     trainer, s3 = context.spec.trainer, context.spec.checkpoint.s3
     mounts = shared_mounts(context)
     values = {
-        "RATCHET_ATTEMPT": str(attempt),
+        "RATCHET_ATTEMPT": str(ledger.attempt),
+        ACTIVE_SINCE: ledger.active_since or "",
         "RATCHET_DEVICE": device,
         **shared_environment(),
     }
@@ -94,7 +97,7 @@ def trainer_deployment(
         "selector": {"matchLabels": context.selector(CONTAINER)},
         "template": {
             "metadata": {
-                "labels": {**labels, ATTEMPT_LABEL: str(attempt)},
+                "labels": {**labels, ATTEMPT_LABEL: str(ledger.attempt)},
                 "annotations": {
                     CONFIG_HASH: digest(context.config.to_wire()),
                     SECRET_UID_ANNOTATION: secret_uid,

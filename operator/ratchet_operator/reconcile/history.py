@@ -20,11 +20,11 @@ from ratchet_operator.kinds import (
     spec_of,
     sub,
 )
-from ratchet_operator.ledger import FAILURES_KEPT, Final, Ledger, stamp
+from ratchet_operator.ledger import FAILURES_KEPT, Final, Ledger, parse_stamp, stamp
 from ratchet_operator.plan import Occurrence
 from ratchet_operator.policies.device import Device, DeviceChoice
 from ratchet_operator.policies.failure import Action, Termination, judge, terminations
-from ratchet_operator.policies.finished import finished_reason
+from ratchet_operator.policies.finished import finished_reason, seconds_to_deadline
 
 
 def live_environment(deployment: Json | None, name: str) -> str | None:
@@ -75,11 +75,17 @@ def advance(
     told: list[Occurrence] = []
     ledger = _start_or_pause(before, context, told, now)
     ledger = _judge_failures(ledger, context, pods, told, now)
+    if trainer is not None and trainer.passed_over and trainer.epoch > ledger.fallback_epoch:
+        words = f"{'; '.join(trainer.passed_over)}. Training goes on from {trainer.resumed_from}."
+        told.append(Occurrence("Warning", "CheckpointPassedOver", words, f"PassedOver-{trainer.epoch}"))
+        ledger = ledger.model_copy(update={"fallback_epoch": trainer.epoch})
     reason = finished_reason(trainer)
     if reason is not None and ledger.outcome is None and trainer is not None:
         message = trainer.message or f"{trainer.progress.steps} steps."
         ledger = ledger.model_copy(update={"outcome": "Succeeded", "reason": reason, "message": message})
         told.append(Occurrence("Normal", "Succeeded", f"{reason}: {message}", "Succeeded"))
+    if ledger.outcome is None and seconds_to_deadline(ledger, context.spec.stop, now) == 0:
+        ledger = _out_of_time(ledger, context, final_of(trainer, status), status, told)
     if ledger.outcome is not None:
         final = final_of(trainer, status)
         return ledger.model_copy(update={"completion_time": stamp(now), "final": final}), tuple(told)
@@ -117,7 +123,8 @@ def _start_or_pause(ledger: Ledger, context: JobContext, told: list[Occurrence],
     suspend = context.spec.suspend
     if ledger.start_time is None and not suspend:
         told.append(Occurrence("Normal", "Started", "Training starts.", "Started"))
-        return ledger.model_copy(update={"start_time": stamp(now), "suspended": False})
+        update = {"start_time": stamp(now), "active_since": stamp(now), "suspended": False}
+        return ledger.model_copy(update=update)
     if suspend and not ledger.suspended:
         told.append(
             Occurrence(
@@ -127,9 +134,38 @@ def _start_or_pause(ledger: Ledger, context: JobContext, told: list[Occurrence],
                 f"Suspended-{stamp(now)}",
             )
         )
+        return ledger.model_copy(update={"suspended": True, "suspended_at": stamp(now)})
     if not suspend and ledger.suspended:
         told.append(Occurrence("Normal", "Resumed", "Training goes on.", f"Resumed-{stamp(now)}"))
-    return ledger.model_copy(update={"suspended": suspend})
+        update = {"suspended": False, "suspended_at": None, "active_since": _moved_on(ledger, now)}
+        return ledger.model_copy(update=update)
+    return ledger
+
+
+def _moved_on(ledger: Ledger, now: datetime) -> str | None:
+    """`active_since` after a suspension, which does not count."""
+    since, suspended = (parse_stamp(text or "") for text in (ledger.active_since, ledger.suspended_at))
+    if since is None or suspended is None:
+        return ledger.active_since
+    return stamp(since + (now - suspended))
+
+
+def _out_of_time(
+    ledger: Ledger, context: JobContext, final: Final, status: Json, told: list[Occurrence]
+) -> Ledger:
+    """The trainer did not end by itself: no worker may have come, or the trainer itself may not start."""
+    passed = f"stop.maxDuration ({context.spec.stop.max_duration}) has passed"
+    found = (item for item in items(status, "conditions") if item.get("type") == "Progressing")
+    waited = next((item.get("message", "") for item in found if item.get("status") != "True"), "")
+    stored = final.checkpoints.latest if final.checkpoints is not None else None
+    if stored is None:
+        message = f"{passed}, and there is no checkpoint. {waited}".strip()
+        return _failed(ledger, "MaxDurationReached", message, told)
+    message = f"{passed}; the newest checkpoint is at {stored.steps} steps. {waited}".strip()
+    told.append(Occurrence("Normal", "Succeeded", f"MaxDurationReached: {message}", "Succeeded"))
+    return ledger.model_copy(
+        update={"outcome": "Succeeded", "reason": "MaxDurationReached", "message": message}
+    )
 
 
 def _judge_failures(

@@ -12,7 +12,7 @@ from ratchet_operator.build.context import JobContext
 from ratchet_operator.build.network import network_policies
 from ratchet_operator.build.pool import rollout_pool
 from ratchet_operator.build.redis import redis_deployment, redis_service
-from ratchet_operator.build.trainer import trainer_deployment, trainer_service
+from ratchet_operator.build.trainer import ACTIVE_SINCE, trainer_deployment, trainer_service
 from ratchet_operator.conditions import conditions, no
 from ratchet_operator.drift import stamped
 from ratchet_operator.kinds import (
@@ -33,10 +33,21 @@ from ratchet_operator.kinds import (
 from ratchet_operator.ledger import Ledger, read_ledger
 from ratchet_operator.plan import Apply, CreateRedisSecret, Delete, Occurrence, Plan
 from ratchet_operator.policies.device import DeviceChoice, choose_device
-from ratchet_operator.policies.finished import seconds_to_live
+from ratchet_operator.policies.finished import (
+    finished_reason,
+    last_word,
+    seconds_to_deadline,
+    seconds_to_live,
+)
 from ratchet_operator.policies.waiting import alive
 from ratchet_operator.reconcile.children import ChildStep, removal, removals, resource_version, step
-from ratchet_operator.reconcile.history import advance, component_pods, live_attempt, live_device
+from ratchet_operator.reconcile.history import (
+    advance,
+    component_pods,
+    live_attempt,
+    live_device,
+    live_environment,
+)
 from ratchet_operator.reconcile.jobstatus import Waiting, job_status, status_patch
 from ratchet_operator.settings import Installation
 
@@ -82,8 +93,10 @@ def reconcile_job(job: Json, seen: JobSeen, now: datetime) -> Plan:
     except ValidationError as error:
         return _invalid(job, error, now)
     context = JobContext.of(job, spec, seen.installation)
-    trainer = seen.trainer if seen.trainer is not None and seen.trainer.uid == context.uid else None
     pods = tuple(pod for pod in seen.pods if labels_of(pod).get(JOB_UID_LABEL) == context.uid)
+    trainer = seen.trainer if seen.trainer is not None and seen.trainer.uid == context.uid else None
+    if finished_reason(trainer) is None:
+        trainer = last_word(component_pods(pods, "trainer"), context.uid) or trainer
     mine = replace(seen, trainer=trainer, config_map=_mine(seen.config_map, context.uid), pods=pods)
 
     live_trainer = _mine(mine.deployments.get(context.trainer_name), context.uid)
@@ -92,7 +105,13 @@ def reconcile_job(job: Json, seen: JobSeen, now: datetime) -> Plan:
     if mine.config_map is None and any(_mine(child, context.uid) for child in children):
         # Only the status could say that it has ended, and children live: whoever wrote that was not us.
         before = before.model_copy(update={"outcome": None, "completion_time": None, "final": None})
-    before = before.model_copy(update={"attempt": max(before.attempt, live_attempt(live_trainer))})
+    since = live_environment(live_trainer, ACTIVE_SINCE) if mine.config_map is None else None
+    before = before.model_copy(
+        update={
+            "attempt": max(before.attempt, live_attempt(live_trainer)),
+            "active_since": since or before.active_since,
+        }
+    )
     # A trainer that has found no node has not started, and its device can still be chosen.
     trainers = alive(component_pods(pods, "trainer"))
     running_on = live_device(live_trainer) if any(spec_of(pod).get("nodeName") for pod in trainers) else None
@@ -140,15 +159,18 @@ def _going_on(
     )
     wanted_status, due = job_status(job, context, seen, ledger, choice, waiting, now)
     patch, requeue = status_patch(job, wanted_status, due)
-    if waiting.missing_secrets:
-        requeue = min(requeue or LOOK_FOR_SECRETS, LOOK_FOR_SECRETS)
+    looks = (
+        requeue,
+        LOOK_FOR_SECRETS if waiting.missing_secrets else None,
+        seconds_to_deadline(ledger, context.spec.stop, now),
+    )
     return Plan(
         secrets=secrets,
         apply=tuple(done.apply for done in steps if done.apply is not None),
         status=patch,
         occurrences=occurrences,
         delete=tuple(deletes),
-        requeue_after=requeue,
+        requeue_after=min((look for look in looks if look is not None), default=None),
     )
 
 
@@ -173,9 +195,7 @@ def _wanted(
     if secret_uid is not None:
         live = seen.deployments.get(context.trainer_name)
         device = choice.device
-        wanted.append(
-            (trainer_deployment(context, ledger.attempt, device, secret_uid, trainer_replicas), live)
-        )
+        wanted.append((trainer_deployment(context, ledger, device, secret_uid, trainer_replicas), live))
     wanted.append((trainer_service(context), seen.services.get(context.trainer_name)))
     wanted.append((rollout_pool(context, _mine(seen.pool, context.uid)), seen.pool))
     if context.installation.network_policies:

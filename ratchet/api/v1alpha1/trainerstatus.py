@@ -39,6 +39,9 @@ class TrainerStatus(ApiModel):
     message: str = ""
     device: Literal["CPU", "GPU"] = "CPU"
     resumed_from: str | None = None
+    passed_over: list[str] = Field(
+        default=[], description="Newer checkpoints that are broken: a sentence for each."
+    )
     active_seconds: float = 0.0
     progress: Progress = Progress()
     evaluation: Evaluations = Evaluations()

@@ -111,7 +111,8 @@ class Stop(ApiModel):
     target_return: float | None = Field(default=None, description="Mean return of one evaluation.")
     max_duration: Duration | None = Field(
         default=None,
-        description="Time since the job first started, without suspended time, such as 45m or 2h30m.",
+        description="Time since the job first started, such as 45m or 2h30m. Suspended time does not count; "
+        "all else does: waiting for workers, images, Secrets or GPUs, and the time between two attempts.",
     )
 
     rules: ClassVar = (

@@ -314,5 +314,5 @@ class RLTrainingJobStatus(ApiModel):
     workers: Workers | None = None
     redis_secret_uid: str | None = None
     active_seconds: int | None = Field(
-        default=None, description="Time spent training, without suspended time."
+        default=None, description="Time since the job first started, without suspended time."
     )

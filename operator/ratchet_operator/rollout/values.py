@@ -1,0 +1,218 @@
+"""The values of a rollout: rules from the spec, the state that is remembered, what is seen, what is wanted.
+
+Arms are named by the digest of the policy that they serve; a digest never changes what it means, so
+"stable" is always something that can be gone back to.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import Field
+
+from ratchet.api.v1alpha1.base import ApiModel
+from ratchet.evidence import Decision
+from ratchet_operator.plan import Occurrence
+
+Phase = Literal["Surge", "Stage", "Promote", "Bake", "RollBack"]
+Outcome = Literal["Promoted", "Failed", "TimedOut", "Aborted", "Superseded"]
+Doubt = Literal["Hold", "RollBack", "Advance"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of a strategy.
+
+    Attributes:
+        weight: percent of new episodes that the candidate gets, or sees where mirrored.
+        mirrored: it sees copies of requests and never answers.
+        seconds: least time that the stage lasts.
+        approval: whether the next stage waits for `resume`.
+
+    """
+
+    weight: int
+    mirrored: bool = False
+    seconds: float = 0.0
+    approval: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GuardPolicy:
+    """What each verdict of a guard leads to. `on_not_enough` counts from the stage's deadline."""
+
+    on_fail: Doubt = "RollBack"
+    on_not_enough: Doubt = "Hold"
+    on_source_down: Doubt = "Hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the spec asks for.
+
+    Attributes:
+        stages: none at all for blue-green without a look and for all at once.
+        bake_seconds: how long the old policy keeps its capacity after the new one serves everybody.
+        deadline_seconds: for each phase to get what it waits for.
+        cooldown_seconds: after a rollback, before anything is tried again.
+        attempts: how often one digest is tried that did not get ready; what failed by evidence is quarantined.
+
+    """
+
+    stages: tuple[Stage, ...] = ()
+    bake_seconds: float = 300.0
+    deadline_seconds: float = 600.0
+    cooldown_seconds: float = 60.0
+    attempts: int = 3
+    policies: Mapping[str, GuardPolicy] = field(default_factory=dict[str, GuardPolicy])
+
+
+class Trial(ApiModel):
+    """A digest on its way.
+
+    Attributes:
+        since: when the phase, or the stage at its weight, began.
+        waiting_since: since when it lacks capacity or a route that is followed; None while it has both.
+        weight: percent of new episodes that it may have; only ever grows until it is rolled back.
+        approved: the last stage that `resume` let pass.
+        skip: `promote` was asked for: no more stages.
+        outcome, why: of a rollback, from its beginning.
+
+    """
+
+    digest: str
+    phase: Phase = "Surge"
+    since: str
+    waiting_since: str | None = None
+    stage: int = 0
+    weight: int = 0
+    approved: int = -1
+    paused: bool = False
+    skip: bool = False
+    outcome: Outcome | None = None
+    why: str = ""
+
+
+class Past(ApiModel):
+    """How a trial ended."""
+
+    digest: str
+    outcome: Outcome
+    message: str = ""
+    time: str
+
+
+class Pin(ApiModel):
+    """`undo`: serve `digest` for as long as the source says `over`."""
+
+    digest: str
+    over: str | None
+
+
+class Rollout(ApiModel):
+    """All that is remembered; kept in the ledger, shown in the status.
+
+    Attributes:
+        stable: serves; None before the first policy does.
+        previous: served before; what `undo` goes back to.
+        quarantined: digests that are not tried again, and why.
+        attempts: trials begun of the digest that was tried last.
+        command: id of the last command carried out.
+        history: newest last.
+
+    """
+
+    stable: str | None = None
+    previous: str | None = None
+    trial: Trial | None = None
+    quarantined: dict[str, str] = Field(default={})
+    attempts: dict[str, int] = Field(default={})
+    cooldown_until: str | None = None
+    pin: Pin | None = None
+    command: str | None = None
+    history: tuple[Past, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a person asked for, once for each id."""
+
+    id: str
+    verb: Literal["promote", "pause", "resume", "abort", "undo", "retry"]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Who gets new episodes.
+
+    Attributes:
+        weights: percent by digest, zeros left out; empty before anything serves.
+        mirrored: the arm that sees copies, and the percent of requests.
+        evicted: arms that may not even go on with episodes they have begun.
+
+    """
+
+    weights: Mapping[str, int]
+    mirrored: tuple[str, int] | None = None
+    evicted: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSeen:
+    """One arm's pods: asked for, and ready."""
+
+    replicas: int = 0
+    ready: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is seen in the cluster.
+
+    Attributes:
+        source: digest that the spec's source means now; None where it can't be told.
+        arms: by digest, each that has a Deployment.
+        demand: pods that the whole traffic needs.
+        split: what every serving pod says that it follows; None where they don't agree, or don't answer.
+        traffic: requests and open episodes by digest since then; a digest that is not there had none.
+        decisions: of the guards, about the present trial.
+
+    """
+
+    source: str | None = None
+    arms: Mapping[str, ArmSeen] = field(default_factory=dict[str, ArmSeen])
+    demand: int = 1
+    split: Split | None = None
+    traffic: Mapping[str, int] | None = None
+    decisions: tuple[Decision, ...] = ()
+    command: Command | None = None
+
+    def ready(self, digest: str | None) -> int:
+        """Ready pods of an arm."""
+        return self.arms.get(digest or "", ArmSeen()).ready
+
+    def follows(self, split: Split) -> bool:
+        """Whether the pods have been observed to follow this split."""
+        return self.split == split and self.traffic is not None
+
+    def is_idle(self, digest: str) -> bool:
+        """Whether no traffic reaches an arm, as far as the present split goes."""
+        return self.traffic is not None and not self.traffic.get(digest, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One step's result. Written in the order of the fields.
+
+    Attributes:
+        replicas: of each arm; 0 means that its Deployment may go.
+        reason, message: of the condition Progressing, for machines and for people.
+
+    """
+
+    state: Rollout
+    replicas: Mapping[str, int]
+    split: Split
+    occurrences: tuple[Occurrence, ...]
+    reason: str
+    message: str
