@@ -351,7 +351,7 @@ def test_an_empty_log_is_read(tmp_path: Path):
         ([reward(reward=2.0, time=NOON + 61)], Joining(default=0.0), (0.0, True, True)),
         ([reward(reward=2.0, time=NOON + 61)], Joining(window=100), (2.0, False, False)),
     ],
-    ids=["none", "default", "one", "first", "sent-beats-default", "late", "late-kept", "late-default", "wide"],
+    ids=["none", "default", "one", "first", "sent-beats-default", "late", "late-kept", "late-none", "wide"],
 )  # fmt: skip
 @pytest.mark.parametrize("by", ["id", "episode"])
 def test_which_reward_counts(
