@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import uvloop
+from ratchet_inference.decisions.rewards import Rewards
 from ratchet_inference.seams import Log, Policy
 from ratchet_inference.server import PolicyServer
 from ratchet_inference.settings import Settings
@@ -65,6 +66,10 @@ class Kept:
 
     def record(self, decision: Any) -> None:
         self.rows.append(decision)
+
+    @property
+    def counts(self) -> "Kept":
+        return Kept()
 
 
 @dataclass
@@ -138,7 +143,9 @@ def answers(connection: socket.socket, count: int) -> list[tuple[int, Any]]:
 
 
 @contextmanager
-def serving(residents: Any, log: Log | None = None, **settings: Any) -> Iterator[Running]:
+def serving(
+    residents: Any, decisions: Log | None = None, rewards: Rewards | None = None, **settings: Any
+) -> Iterator[Running]:
     """A server that runs until the end of the block."""
     loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -146,7 +153,7 @@ def serving(residents: Any, log: Log | None = None, **settings: Any) -> Iterator
     chosen = Settings(**{"host": "127.0.0.1", "port": 0, "drain_delay_seconds": 0.0, **settings})
 
     async def start() -> PolicyServer:
-        server = PolicyServer(chosen, residents, log)
+        server = PolicyServer(chosen, residents, rewards, decisions)
         await server.start()
         return server
 

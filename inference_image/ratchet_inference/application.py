@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from ratchet_inference.http import Exchange
-from ratchet_inference.problems import Problem
+from ratchet_inference.problems import Problem, internal
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Application:
             exchange.refuse(problem)
         except Exception:
             log.exception("failed", extra={"fields": {"path": exchange.path.decode("latin-1")}})
-            exchange.refuse(Problem(500, "internal", "the server failed at this request; its log says more"))
+            exchange.refuse(internal())
 
     def _handler(self, exchange: Exchange) -> Handler:
         methods = self._routes.get(exchange.path)
@@ -66,6 +66,12 @@ def guarded(handler: Handler, token: str | None) -> Handler:
     return check
 
 
-def text(exchange: Exchange, status: int, words: str) -> None:
-    """A line for probes and people."""
-    exchange.respond(status, words.encode(), TEXT)
+def owned(handler: Handler, token: str | None) -> Handler:
+    """The handler, for those who send the admin token; for nobody where the server has none."""
+    if token is not None:
+        return guarded(handler, token)
+
+    def refuse(_exchange: Exchange) -> None:
+        raise Problem(403, "no-admin", "this server takes no orders: start it with --admin-token-file")
+
+    return refuse

@@ -1,7 +1,8 @@
 """What a client may ask: the body of an act request as a value, and its answer as it grows. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite
+from operator import itemgetter
 from typing import Any, cast
 
 import orjson
@@ -33,6 +34,7 @@ class Question:
         "done",
         "episodes",
         "fallbacks",
+        "hop",
         "ids",
         "log_probabilities",
         "mask_rows",
@@ -55,6 +57,7 @@ class Question:
         self.deterministic: bool | None = None
         self.temperature = 1.0
         self.seed: int | None = None
+        self.hop = False  # it comes from another policy server
         self.received = 0.0  # of perf_counter
         self.done: Callable[[Question], None] = _forget
 
@@ -121,6 +124,40 @@ class Question:
             if column is not None:
                 body |= {name: column[0]} if self.single else {f"{name}s": column}
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+    def part(self, rows: list[int]) -> "Question":
+        """Some of the observations, as a batch of their own."""
+        part = Question([self.observations[row] for row in rows], single=False)
+        part.hop, part.received = self.hop, self.received
+        part.deterministic, part.temperature = self.deterministic, self.temperature
+        part.seed = None if self.seed is None else self.seed + rows[0]
+        part.episodes = self.episodes and [self.episodes[row] for row in rows]
+        part.ids = self.ids and [self.ids[row] for row in rows]
+        part.masks = self.masks and [self.masks[row] for row in rows]
+        if self.array is not None:
+            part.array = self.array[rows]
+        if self.mask_rows is not None:
+            part.mask_rows = self.mask_rows[rows]
+        return part
+
+    def join(self, parts: "Sequence[tuple[list[int], Question]]") -> None:
+        """Takes the answers of parts that hold every row once, with the numbers of their rows."""
+        self.problem = next((part.problem for _, part in parts if part.problem), None)
+        if self.problem:
+            return
+        order = [row for rows, _ in parts for row in rows]
+
+        def column(name: str) -> list[Any] | None:
+            found: list[Any] = []
+            for rows, part in parts:
+                found += getattr(part, name) or [None] * len(rows)
+            placed = sorted(zip(order, found, strict=True), key=itemgetter(0))
+            return None if all(x is None for x in found) else [x for _, x in placed]
+
+        self.ids, self.values, self.steps = column("ids"), column("values"), column("steps")
+        self.actions, self.log_probabilities = column("actions") or [], column("log_probabilities") or []
+        self.digests, self.arms = column("digests") or [], column("arms") or []
+        self.fallbacks = column("fallbacks") or [None] * len(order)
 
 
 def _forget(_question: Question) -> None: ...

@@ -6,18 +6,17 @@ Nothing waits for a timer. A question is refused at once when those before it wo
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
 
-from ratchet.decisions.records import Decision
 from ratchet_inference.asking import Question
 from ratchet_inference.chain import Batch, Outcome, Step, answer
 from ratchet_inference.fitting import Fitting
 from ratchet_inference.problems import Problem, bad_request
-from ratchet_inference.seams import Floats, Log, Policy, Residents
+from ratchet_inference.seams import Floats, Policy, Residents
 from ratchet_inference.sessions import Session, Sessions
 from ratchet_inference.stats import Stats
 
@@ -52,13 +51,13 @@ class Answering:
         sessions: Sessions,
         stats: Stats,
         settings: Batching,
-        log: Log | None = None,
+        record: Callable[[Question], None] | None = None,
     ) -> None:
         self.sessions = sessions
         self._residents = residents
         self._stats = stats
         self._settings = settings
-        self._log = log
+        self._record = record
         self._loop = asyncio.get_running_loop()
         self._fittings: dict[str, Fitting] = {}
         self._waiting: list[Question] = []
@@ -86,6 +85,14 @@ class Answering:
             raise Problem(503, "overloaded", "the server is at its limit: ask again after Retry-After")
         self._waiting.append(question)
         self._units += units
+
+    def name(self, question: Question) -> None:
+        """Gives each decision an id that no other has."""
+        question.ids = [f"{self._prefix}{next(self._number):x}" for _ in question.observations]
+
+    def fitting(self, policy: Policy) -> Fitting:
+        """The spaces of a policy."""
+        return self._step(None, policy).fitting
 
     def _turn(self) -> None:
         questions, units = self._waiting, self._units
@@ -174,8 +181,9 @@ class Answering:
                 if not question.arms:
                     tally.answered(now - question.received)
             self._give(asked, outcome)
-            if self._log is not None:
-                self._record(self._log, asked)
+            if self._record is not None:
+                for question in asked:
+                    self._record(question)
         for question in questions:
             question.done(question)
 
@@ -251,26 +259,5 @@ class Answering:
                 question.arms = [arm] * rows
                 question.fallbacks = steps
             if question.ids is None:
-                question.ids = [f"{self._prefix}{next(self._number):x}" for _ in range(rows)]
+                self.name(question)
             first = last
-
-    def _record(self, log: Log, asked: list[Question]) -> None:
-        now = time.time()
-        for question in asked:
-            assert question.array is not None and question.ids is not None  # noqa: PT018, S101 - for the types
-            for row in range(len(question)):
-                log.record(
-                    Decision(
-                        question.ids[row],
-                        now,
-                        question.digests[row],
-                        question.arms[row],
-                        question.episodes[row] if question.episodes else None,
-                        question.steps[row] if question.steps else None,
-                        question.array[row],
-                        None if question.mask_rows is None else question.mask_rows[row],
-                        question.actions[row],
-                        question.log_probabilities[row],
-                        question.fallbacks[row],
-                    )
-                )

@@ -88,11 +88,11 @@ class Exchange:
             self.answer = b"".join((_PREFIX[status], kind, length, headers, b"\r\n", content))
         self._connection.flush()
 
-    def refuse(self, problem: Problem) -> None:
-        """Answers with a problem, and counts it."""
+    def refuse(self, problem: Problem, body: bytes | None = None) -> None:
+        """Answers with a problem, in words of its own or in `body`, and counts it."""
         self._connection.listener.refusals[problem.code] += 1
         headers = b"retry-after: 1\r\n" if problem.status == 503 else b""
-        self.respond(problem.status, problem.body(), headers=headers)
+        self.respond(problem.status, body or problem.body(), headers=headers)
 
     def upgrade(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:
         """Sends `101`, and hands the connection over."""

@@ -26,6 +26,11 @@ class Problem(Exception):  # noqa: N818 - a refusal, which the client may well h
         return orjson.dumps({"error": {"code": self.code, "message": self.message}})
 
 
+def internal() -> Problem:
+    """A 500: the fault is the server's own."""
+    return Problem(500, "internal", "the server failed at this request; its log says more")
+
+
 def bad_request(code: str, message: str, row: int | None = None) -> Problem:
     """A 400: the same request never succeeds."""
     return Problem(400, code, message, row)

@@ -66,6 +66,19 @@ class Policy(Protocol):
         ...
 
 
+class Log(Protocol):
+    """Where decisions are logged."""
+
+    def record(self, decision: Decision) -> None:
+        """Takes one; never waits, never raises."""
+        ...
+
+    @property
+    def counts(self) -> Any:
+        """What became of decisions: a dataclass of numbers, and of numbers by reason."""
+        ...
+
+
 class Residents(Protocol):
     """The policies in memory."""
 
@@ -75,9 +88,13 @@ class Residents(Protocol):
     def previous(self) -> Policy | None: ...
 
 
-class Log(Protocol):
-    """Where decisions go."""
+class Swappable(Residents, Protocol):
+    """The policies in memory, and how others take their place."""
 
-    def record(self, decision: Decision) -> None:
-        """Takes one; never waits, never raises."""
+    async def load(self, source: str, digest: str | None = None) -> Any:
+        """A policy that is verified and warm, and does not answer yet; raises ArtifactError."""
+        ...
+
+    def swap(self, policy: Any) -> None:
+        """Lets a policy answer from now on."""
         ...

@@ -2,16 +2,24 @@
 
 import asyncio
 import logging
+from dataclasses import asdict
 from typing import Any
 
 import orjson
 
-from ratchet_inference.application import TEXT, Application, Handler, guarded
-from ratchet_inference.asking import Question, parse
+from ratchet_inference.admin import Admin
+from ratchet_inference.application import TEXT, Application, Handler, guarded, owned
+from ratchet_inference.asking import Question, parse, read_json
 from ratchet_inference.batching import Answering, Batching
+from ratchet_inference.decisions.rewards import Rewards
+from ratchet_inference.dispatch import Dispatch, Forwarding
+from ratchet_inference.episodes import Episodes
 from ratchet_inference.http import Exchange, Limits, Listener
+from ratchet_inference.metrics import CONTENT_TYPE, render
+from ratchet_inference.openinference import OpenInference
 from ratchet_inference.problems import Problem
-from ratchet_inference.seams import Log, Residents
+from ratchet_inference.recording import Recording
+from ratchet_inference.seams import Log, Swappable
 from ratchet_inference.sessions import Sessions
 from ratchet_inference.settings import Settings
 from ratchet_inference.stats import Stats
@@ -25,19 +33,38 @@ class PolicyServer:
     Args:
         settings: everything that can be chosen.
         residents: the policies, which may come later.
-        decisions: where they are logged, if they are.
+        rewards: what becomes of decisions; None takes no rewards.
+        decisions: where decisions are logged, if they are.
 
     """
 
-    def __init__(self, settings: Settings, residents: Residents, decisions: Log | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        residents: Swappable,
+        rewards: Rewards | None = None,
+        decisions: Log | None = None,
+    ) -> None:
         self.settings = settings
         self.residents = residents
         self.stats = Stats()
+        self._rewards = rewards
+        self._decisions = decisions
+        recording = None
+        if rewards or decisions:
+            recording = Recording(
+                decisions.record if decisions else None, rewards.decided if rewards else None
+            )
         self.sessions = Sessions(settings.max_sessions, settings.session_seconds)
         batching = Batching(
             settings.max_batch, settings.max_delay_ms / 1000, settings.deterministic, settings.arm
         )
-        self.answering = Answering(residents, self.sessions, self.stats, batching, decisions)
+        self.answering = Answering(
+            residents, self.sessions, self.stats, batching, recording.decided if recording else None
+        )
+        forwarding = Forwarding(settings.canary_ms / 1000, settings.token, settings.canary_requests)
+        self.dispatch = Dispatch(self.answering, residents, self.stats, recording, forwarding)
+        self.admin = Admin(residents, self.sessions, self.dispatch, self.stats)
         limits = Limits(
             body=settings.max_body_bytes,
             connections=settings.max_connections,
@@ -67,12 +94,25 @@ class PolicyServer:
         return self.residents.current is not None and not self.listener.draining
 
     def _routes(self) -> dict[bytes, dict[bytes, Handler]]:
-        token = self.settings.token
+        settings = self.settings
+        token, admin_token = settings.token, settings.admin_token
+        ask, most = self.dispatch.ask, settings.max_observations
+        protocol = OpenInference(settings.name, self.residents, lambda: self.ready, ask, most)
+        episodes = Episodes(ask, self.sessions, self._refused, settings.max_body_bytes)
         return {
             b"/v1/act": {b"POST": guarded(self._act, token)},
+            b"/v1/episode": {b"GET": guarded(episodes.open, token)},
+            b"/v1/reward": {b"POST": guarded(self._reward, token)},
             b"/v1/stats": {b"GET": self._stats},
+            b"/v1/policy": {b"PUT": owned(self.admin.put_policy, admin_token)},
+            b"/v1/route": {
+                b"GET": self.admin.get_route,
+                b"PUT": owned(self.admin.put_route, admin_token),
+            },
+            b"/metrics": {b"GET": self._metrics},
             b"/healthz": {b"GET": _healthy},
             b"/readyz": {b"GET": self._readiness},
+            **protocol.routes(lambda handler: guarded(handler, token)),
         }
 
     def _act(self, exchange: Exchange) -> None:
@@ -86,7 +126,17 @@ class PolicyServer:
                 exchange.refuse(question.problem)
 
         question.done = done
-        self.answering.submit(question)
+        question.hop = b"ratchet-hop" in exchange.headers
+        self.dispatch.ask(question)
+
+    def _reward(self, exchange: Exchange) -> None:
+        if self._rewards is None:
+            raise Problem(404, "no-rewards", "this server takes no rewards: start it with --rewards")
+        status, answer = self._rewards.receive(read_json(exchange.body))
+        exchange.respond(status, orjson.dumps(answer))
+
+    def _refused(self, problem: Problem) -> None:
+        self.stats.refusals[problem.code] += 1
 
     def _readiness(self, exchange: Exchange) -> None:
         if self.ready:
@@ -95,6 +145,9 @@ class PolicyServer:
             raise Problem(503, "draining", "the server is about to end")
         else:
             raise Problem(503, "no-policy", "no policy is loaded yet")
+
+    def _metrics(self, exchange: Exchange) -> None:
+        exchange.respond(200, render(self.state()), CONTENT_TYPE)
 
     def _stats(self, exchange: Exchange) -> None:
         exchange.respond(200, orjson.dumps(self.state()))
@@ -108,9 +161,25 @@ class PolicyServer:
             "draining": self.listener.draining,
             "current": current and current.digest,
             "previous": previous and previous.digest,
+            "route": {**self.dispatch.route.to_wire(), "breaker": self.dispatch.breaker.state},
             "connections": len(self.listener.connections),
             "sessions": len(self.sessions),
+            "episodes": self._rewards.episodes() if self._rewards else [],
+            "rewards": self._rewards.counts if self._rewards else {},
+            "decisions": _totals(self._decisions.counts) if self._decisions else {},
         }
+
+
+def _totals(counts: Any) -> dict[str, int]:
+    """Numbers by word; those by reason get a word each."""
+    totals: dict[str, int] = {}
+    values: dict[str, int | dict[str, int]] = asdict(counts)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            totals |= {f"{name}.{reason}": number for reason, number in value.items()}
+        else:
+            totals[name] = value
+    return totals
 
 
 def _healthy(exchange: Exchange) -> None:

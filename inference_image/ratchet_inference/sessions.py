@@ -9,17 +9,18 @@ class Session:
     """One running episode.
 
     Attributes:
-        arm: that its first step was given to; empty before.
+        arm: that its first step was given to; empty while there is no canary.
+        salt: of the rollout in which that was.
         digest: of the policy that answers it on this server; empty before.
         t: steps so far.
         state: of a recurrent policy with that digest, None at the start.
 
     """
 
-    __slots__ = ("arm", "digest", "state", "t", "used")
+    __slots__ = ("arm", "digest", "salt", "state", "t", "used")
 
     def __init__(self, now: float) -> None:
-        self.arm = ""
+        self.arm = self.salt = ""
         self.digest = ""
         self.t = 0
         self.state: Floats | None = None

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import ValidationError
+
+from ratchet.api.v1alpha1.training import S3
+
 
 def _choice(default: Any, help_: str) -> Any:
     return field(default=default, metadata={"help": help_})
@@ -31,6 +35,8 @@ class Settings:
     max_batch: int = _choice(256, "observations that the policy is asked at once")
     max_observations: int = _choice(4096, "in one request")
     max_delay_ms: float = _choice(100.0, "that a request may wait before requests are refused with 503")
+    canary_ms: float = _choice(30.0, "for the canary to answer before this server does")
+    canary_requests: int = _choice(128, "that may wait for the canary at once")
     max_body_bytes: int = _choice(8 << 20, "of one request")
     max_connections: int = _choice(20_000, "open at once")
     max_sessions: int = _choice(65_536, "episodes that are remembered at once")
@@ -39,6 +45,13 @@ class Settings:
     idle_seconds: float = _choice(120.0, "between two requests of a connection")
     drain_delay_seconds: float = _choice(5.0, "after SIGTERM in which new requests are still answered")
     drain_seconds: float = _choice(20.0, "after that for open connections to end")
+    rewards: bool = _choice(True, "take rewards, and report returns of episodes by policy")
+    reward_seconds: float = _choice(60.0, "that a decision or an episode waits for its reward")
+    default_reward: str = _choice("", "number for a reward that never came; without it there is none")
+    decisions: str = _choice("", "folder or s3://bucket/prefix for the decision log; without it none is kept")
+    spool: str = _choice("/tmp/ratchet-decisions", "folder for the log until S3 has it")  # noqa: S108
+    s3_endpoint: str = _choice("", "URL of an S3 server that is not AWS")
+    s3_region: str = _choice("us-east-1", "of the bucket")
     token_file: str = _choice("", "file with the token that clients must send; without it none is needed")
     admin_token_file: str = _choice("", "file with the token for PUT /v1/policy and PUT /v1/route")
     tls_cert: str = _choice("", "PEM file of the server's certificates; serves HTTPS")
@@ -86,6 +99,31 @@ class Settings:
         if bool(settings.tls_cert) != bool(settings.tls_key):
             raise WrongSettings("--tls-cert and --tls-key go together")
         return settings
+
+    @property
+    def default(self) -> float | None:
+        """What stands for a reward that never came."""
+        return _convert("--default-reward", self.default_reward, float) if self.default_reward else None
+
+    def bucket(self, place: str) -> S3 | None:
+        """The bucket and prefix of an s3:// URI, None of a folder.
+
+        Raises:
+            WrongSettings: it names no bucket.
+
+        """
+        if not place.startswith("s3://"):
+            return None
+        name, _, prefix = place.removeprefix("s3://").partition("/")
+        try:
+            return S3(
+                bucket=name,
+                prefix=prefix.strip("/"),
+                endpoint=self.s3_endpoint or None,
+                region=self.s3_region,
+            )
+        except ValidationError as error:
+            raise WrongSettings(f"{place} is not s3://bucket/prefix: {error.errors()[0]['msg']}") from error
 
     def tls(self) -> ssl.SSLContext | None:
         """What HTTPS needs, None for HTTP.

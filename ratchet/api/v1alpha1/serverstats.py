@@ -1,18 +1,33 @@
-"""The JSON that a policy server answers on /v1/stats. Counters only ever grow within one incarnation.
+"""The JSON that a policy server answers on /v1/stats, and the route that it takes on /v1/route.
 
-A reader takes differences of two answers of the same `incarnation`; a new one starts from zero.
+Counters only ever grow within one incarnation. A reader takes differences of two answers of the same
+`incarnation`; a new one starts from zero.
 """
 
 from typing import Literal
 
 from pydantic import Field
 
-from ratchet.api.v1alpha1.base import ApiModel
+from ratchet.api.v1alpha1.base import ApiModel, FreeForm
 
 STATS_VERSION = 1
 LATENCY_BOUNDS_SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 )  # fmt: skip
+
+
+class Route(ApiModel):
+    """Which share of the episodes goes to the canary. A server starts with none: everything is its own."""
+
+    generation: int = Field(default=0, ge=0, description="Of the writer; an older one is refused.")
+    canary: str | None = Field(default=None, pattern=r"^https?://[^/?#]+$", description="http://host:port")
+    weight: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False, description="Share of the episodes.")
+    salt: str = Field(
+        default="",
+        max_length=256,
+        description="Chooses which episodes; the same one through a whole rollout.",
+    )
+    digest: str | None = Field(default=None, description="That the canary must answer with.")
 
 
 class Latency(ApiModel):
@@ -54,13 +69,9 @@ class ArmStats(ApiModel):
     actions: ActionStats = ActionStats()
 
 
-class RouteStats(ApiModel):
+class RouteStats(Route):
     """The route in force."""
 
-    generation: int = 0
-    canary: str | None = None
-    weight: float = 0.0
-    digest: str | None = None
     breaker: Literal["Closed", "Open", "HalfOpen"] = "Closed"
 
 
@@ -79,6 +90,9 @@ class ServerStats(ApiModel):
     sessions: int = 0
     shed: int = Field(default=0, description="Requests answered with 503 because the queue would have grown.")
     swaps: int = 0
+    episodes: list[FreeForm] = Field(default=[], description="Returns of episodes by arm and digest.")
+    rewards: dict[str, int] = Field(default={}, description="Rewards by what they found.")
+    decisions: dict[str, int] = Field(default={}, description="Rows of the log by what became of them.")
     refusals: dict[str, int] = Field(default={}, description="Requests refused as wrong, by code.")
     latency_bounds_seconds: list[float]
     arms: list[ArmStats] = Field(default=[])

@@ -1,0 +1,254 @@
+"""Which arm answers: this server, or the canary behind it. An episode keeps the arm of its first step.
+
+The canary's answer is checked like a policy's own; when it is late, wrong or missing, this server answers.
+`arm` in an answer is the one that was chosen, `digest` and `fallback` say who answered in fact.
+"""
+
+import asyncio
+import random
+from dataclasses import dataclass
+from hashlib import blake2b
+from time import perf_counter
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ratchet.api.v1alpha1.serverstats import Route
+from ratchet_inference.asking import Question, read_json
+from ratchet_inference.batching import Answering
+from ratchet_inference.breaker import Breaker
+from ratchet_inference.fitting import Fitting
+from ratchet_inference.hop import Hop, HopError
+from ratchet_inference.problems import Problem
+from ratchet_inference.recording import Recording
+from ratchet_inference.seams import Residents
+from ratchet_inference.stats import Stats
+
+CANARY = "canary"
+STABLE = "stable"
+
+
+def share(salt: str, episode: str) -> float:
+    """Where an episode lies in [0, 1). Below the weight it is the canary's, so that a ramp only adds."""
+    digest = blake2b(f"{salt}\0{episode}".encode(errors="surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest) >> 11) * 2.0**-53
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """How the canary is asked: seconds for its answer, the token it wants, questions at once."""
+
+    seconds: float = 0.03
+    token: str | None = None
+    most: int = 128
+
+
+class Dispatch:
+    """Sends each question to its arm."""
+
+    def __init__(
+        self,
+        answering: Answering,
+        residents: Residents,
+        stats: Stats,
+        recording: Recording | None,
+        forwarding: Forwarding,
+    ) -> None:
+        self.route = Route()
+        self.breaker = Breaker()
+        self._hop: Hop | None = None
+        self._answering = answering
+        self._residents = residents
+        self._stats = stats
+        self._recording = recording
+        self._forwarding = forwarding
+        self._random = random.Random()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def set_route(self, route: Route) -> None:
+        """Takes a new route at once; questions on their way end as they began.
+
+        Raises:
+            Problem: it is older than the one in force, or another one of the same generation.
+
+        """
+        before = self.route
+        if route.generation < before.generation or (
+            route.generation == before.generation != 0 and route != before
+        ):
+            words = f"the route in force has generation {before.generation}: send a larger one"
+            raise Problem(409, "old-route", words)
+        if route.canary != before.canary or route.digest != before.digest:
+            self.breaker = Breaker()
+        if self._hop and self._hop.url != route.canary:
+            self._hop.close()
+            self._hop = None
+        if route.canary and self._hop is None:
+            self._hop = Hop(route.canary, self._forwarding.token, self._forwarding.most)
+        self.route = route
+
+    def ask(self, question: Question) -> None:
+        """Takes a question; its `done` is called when it is answered.
+
+        Raises:
+            Problem: it cannot be answered; `done` is not called then.
+
+        """
+        route = self.route
+        if self._hop is None or not route.weight or question.hop or self._residents.current is None:
+            self._answering.submit(question)
+            return
+        fitting = self._answering.fitting(self._residents.current)
+        # What is wrong with a question must not look like a failure of the canary.
+        if not fitting.fit([question]) and question.problem:
+            raise question.problem
+        theirs = self._theirs(question, route)
+        if not theirs:
+            self._answering.submit(question)
+        elif len(theirs) == len(question):
+            self._forward(question, fitting)
+        else:
+            self._split(question, theirs, fitting)
+
+    def _theirs(self, question: Question, route: Route) -> list[int]:
+        """The rows that are the canary's."""
+        if question.episodes is None:
+            return list(range(len(question))) if self._random.random() < route.weight else []
+        now = asyncio.get_running_loop().time()
+        rows: list[int] = []
+        for row, episode in enumerate(question.episodes):
+            session = self._answering.sessions.of(episode, now)
+            if session.salt != route.salt or not session.arm:
+                session.salt = route.salt
+                # One that runs already stays where it is.
+                chosen = not session.t and share(route.salt, episode) < route.weight
+                session.arm = CANARY if chosen else STABLE
+            if session.arm == CANARY:
+                rows.append(row)
+        return rows
+
+    def _split(self, question: Question, theirs: list[int], fitting: Fitting) -> None:
+        """Asks both arms, each for its rows, and puts their answers together."""
+        own = sorted(set(range(len(question))) - set(theirs))
+        parts = [(own, question.part(own)), (theirs, question.part(theirs))]
+        missing = len(parts)
+
+        def done(_part: Question) -> None:
+            nonlocal missing
+            missing -= 1
+            if not missing:
+                question.join(parts)
+                question.done(question)
+
+        for _, part in parts:
+            part.done = done
+        self._answering.submit(parts[0][1])
+        self._forward(parts[1][1], fitting)
+
+    def _forward(self, question: Question, fitting: Fitting) -> None:
+        task = asyncio.get_running_loop().create_task(self._ask_canary(question, fitting))
+        # The loop itself holds tasks only weakly.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask_canary(self, question: Question, fitting: Fitting) -> None:
+        route, hop, breaker = self.route, self._hop, self.breaker
+        space = fitting.spec.action
+        rows = len(question)
+        loop = asyncio.get_running_loop()
+        try:
+            if hop is None:
+                raise HopError("no-route")
+            if not breaker.allows(loop.time()):
+                raise HopError("breaker-open")
+            if question.ids is None:
+                # Should both arms decide, both log it under one id.
+                self._answering.name(question)
+            began = perf_counter()
+            try:
+                body = await hop.ask(question.body(), self._forwarding.seconds)
+                _read(question, body, fitting, route.digest)
+            except HopError as error:
+                breaker.failed(loop.time())
+                tally = self._stats.tally(CANARY, route.digest or "", space)
+                tally.errors[error.reason] += rows
+                tally.answered(perf_counter() - began)
+                raise
+        except HopError as error:
+            self._stats.tally(CANARY, route.digest or "", space).fallbacks[STABLE, error.reason] += rows
+            self._answer_instead(question)
+            return
+        breaker.succeeded()
+        tally = self._stats.tally(CANARY, question.digests[0], space)
+        tally.predictions += rows
+        tally.actions.add(np.array(question.actions))
+        tally.answered(perf_counter() - began)
+        if question.episodes and question.steps:
+            for episode, step in zip(question.episodes, question.steps, strict=True):
+                self._answering.sessions.of(episode, loop.time()).t = step + 1
+        if self._recording:
+            self._recording.forwarded(question)
+        question.done(question)
+
+    def _answer_instead(self, question: Question) -> None:
+        question.arms = [CANARY] * len(question)
+        question.fallbacks = [STABLE] * len(question)
+        try:
+            self._answering.submit(question)
+        except Problem as problem:
+            question.problem = problem
+            question.done(question)
+
+
+def _read(question: Question, body: bytes, fitting: Fitting, digest: str | None) -> None:
+    """Fills a question from another server's answer.
+
+    Raises:
+        HopError: the answer is not one, or not valid under the masks, or a fallback of the other side.
+
+    """
+    rows = len(question)
+    nothing: list[Any] = [None] * rows
+    try:
+        answer = cast("dict[str, Any]", read_json(body))
+        if question.single:
+            names = ("action", "logProbability", "digest", "fallback", "value", "t")
+            columns = [[answer[name]] for name in names]
+        else:
+            names = ("actions", "logProbabilities", "digests", "fallbacks", "values", "ts")
+            columns = [answer[name] or nothing for name in names]
+        actions, log_probabilities, digests, fallbacks, values, steps = columns
+        array = _numbers(actions, (rows, *fitting.spec.action.shape))
+        if not np.isfinite(_numbers(log_probabilities, (rows,))).all():
+            raise HopError("canary-nan")
+        known_values, known_steps = values != nothing, steps != nothing
+        if known_values:
+            _numbers(values, (rows,))
+        if known_steps:
+            _numbers(steps, (rows,))
+        if len(digests) != rows or not all(isinstance(one, str) for one in digests):
+            raise HopError("canary-invalid")
+    except (Problem, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise HopError("canary-invalid") from error
+    if any(fallbacks):
+        raise HopError("canary-fallback")
+    if digest is not None and any(one != digest for one in digests):
+        raise HopError("canary-digest")
+    inside, allowed = fitting.valid(array, question.mask_rows)
+    if not allowed.all():
+        raise HopError("canary-mask-violation" if inside.all() else "canary-invalid")
+    question.actions = actions
+    question.log_probabilities = log_probabilities
+    question.digests = digests
+    question.fallbacks = nothing
+    question.arms = [CANARY] * rows
+    question.values = values if known_values else None
+    question.steps = steps if known_steps else None
+
+
+def _numbers(column: list[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    array = np.array(column)
+    if array.shape != shape or array.dtype.kind not in "fiub":
+        raise HopError("canary-invalid")
+    return array
