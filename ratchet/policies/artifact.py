@@ -136,9 +136,14 @@ class Artifact:
             ArtifactDisagrees: an answer is another than where the policy was made.
 
         """
-        spec = self.description.spec
         try:
-            policy = ServedPolicy.of(self.digest, spec, self.parameters(), seed)
+            policy = ServedPolicy.of(
+                self.digest,
+                self.description.spec,
+                self.parameters(),
+                seed,
+                half=self.description.weights == "bfloat16",
+            )
         except ValueError as error:
             raise ArtifactCorrupt(f"policy {self.digest[:12]}: {error}") from error
         self.check(policy)

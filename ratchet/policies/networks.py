@@ -3,7 +3,9 @@
 What is drawn from that distribution is not here, nor are weights of other formats than float32.
 """
 
+import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +15,11 @@ from ratchet.policies.acting import NORMALIZED_LIMIT, VARIANCE_FLOOR
 from ratchet.policies.spec import PolicySpec, flatten_observation, parameter_shapes, value_shapes
 
 Floats = NDArray[np.float32]
+
+# Numbers in a network from which torch may be worth its memory, and the rows by which that is judged:
+# `benchmarks/policy_math.py`.
+LARGE = 500_000
+TYPICAL_ROWS = 16
 
 
 class Outputs(NamedTuple):
@@ -137,8 +144,41 @@ class NumpyNetwork:
         return features
 
 
+def fastest(spec: PolicySpec, parameters: Mapping[str, Floats], *, half: bool) -> Network:
+    """What evaluates these parameters soonest on this machine.
+
+    numpy is never behind torch in float32. torch in bfloat16 is up to twice as fast where a network is large
+    and the processor multiplies such numbers, and several times slower where one is false: so both are timed.
+    """
+    ours = NumpyNetwork(spec, parameters)
+    if not half or sum(value.size for value in parameters.values()) < LARGE:
+        return ours
+    try:
+        torchnetwork = import_module("ratchet.policies.torchnetwork")
+    except ImportError:
+        return ours
+    theirs: Network = torchnetwork.TorchNetwork(spec, parameters, half=True)
+    space = spec.observation
+    observations = np.resize(np.resize(space.start, space.shape), (TYPICAL_ROWS, *space.shape))
+    return min((ours, theirs), key=lambda network: _seconds(network, observations))
+
+
+def _seconds(network: Network, observations: NDArray[Any]) -> float:
+    """Of processor time, once the network is warm."""
+    network(observations, None)
+    spent: list[float] = []
+    for _ in range(5):
+        begun = time.thread_time()
+        network(observations, None)
+        spent.append(time.thread_time() - begun)
+    return min(spent)
+
+
 class _Perceptron:
-    """Layers by name. Each bias is the last column of its weights, since one product costs a row less."""
+    """Layers by name, each bias a last row of its weights: for one row of inputs that saves a call.
+
+    Weights lie as (inputs, outputs), which BLAS multiplies a few rows by without copying them first.
+    """
 
     def __init__(
         self, parameters: Mapping[str, Floats], name: str, layers: range, tanh: bool, ends: bool
@@ -151,17 +191,17 @@ class _Perceptron:
         self._buffers: list[Floats] = []
         for i in layers:
             weight, bias = parameters[f"{name}.{i}.weight"], parameters[f"{name}.{i}.bias"]
-            joined = np.ascontiguousarray(np.concatenate([weight, bias[:, None]], axis=1))
+            joined = np.ascontiguousarray(np.concatenate([weight.T, bias[None]]))
             row = np.ones(len(bias) + 1, np.float32)
-            self._weights.append(joined[:, :-1].T)
-            self._biases.append(bias)
+            self._weights.append(joined[:-1])
+            self._biases.append(joined[-1])
             self._steps.append((joined, row, row[:-1], not ends or i != layers[-1]))
         self._row_outputs = self._steps[-1][2][None]
 
     def row(self, x: Floats) -> Floats:
         """(inputs + 1,), of which the last is 1, to (1, outputs)."""
         for weight, row, out, activates in self._steps:
-            np.dot(weight, x, out)
+            np.dot(x, weight, out)
             if activates:
                 self._activate(out)
             x = row
@@ -189,8 +229,8 @@ class _GRU:
     def __init__(self, parameters: Mapping[str, Floats], size: int) -> None:
         self._size = size
         self._input, self._hidden = (
-            parameters["recurrent.input.weight"].T,
-            parameters["recurrent.hidden.weight"].T,
+            np.ascontiguousarray(parameters["recurrent.input.weight"].T),
+            np.ascontiguousarray(parameters["recurrent.hidden.weight"].T),
         )
         self._input_bias = parameters["recurrent.input.bias"]
         self._hidden_bias = parameters["recurrent.hidden.bias"]

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ratchet.policies import distributions, onerow
 from ratchet.policies.distributions import Bools, Choice, Floats
 from ratchet.policies.draws import Draws
-from ratchet.policies.networks import Network, NumpyNetwork, Outputs, checked
+from ratchet.policies.networks import Network, Outputs, checked, fastest
 from ratchet.policies.spec import Bound, PolicySpec, SpaceSpec
 
 # Rows times (outputs + 4) up to which plain Python chooses faster than numpy: `benchmarks/policy_math.py`.
@@ -66,14 +66,14 @@ class ServedPolicy:
         self._kind = action.kind
         self._observation_shape = spec.observation.shape
         self._dtype = np.dtype(action.dtype)
-        self._counts = (action.n,) if action.n is not None else action.nvec or ()
+        self._parts = _parts(action)
         self._numbers = {"Box": 2 * action.size, "MultiBinary": action.size}.get(
-            action.kind, len(self._counts)
+            action.kind, len(self._parts)
         )
-        self._start = np.broadcast_to(np.asarray(action.start, np.int64).reshape(-1), (action.size,))
+        self._start = np.resize(action.start, action.size)
         self._starts: list[int] = self._start.tolist()
         self._row_cost = action.outputs + 4
-        self._columns = _columns(self._counts)
+        self._columns = _columns(self._parts, action.outputs)
         if action.kind == "Box":
             if log_std is None:
                 raise ValueError("a policy of Box actions needs log_std")
@@ -85,11 +85,29 @@ class ServedPolicy:
 
     @classmethod
     def of(
-        cls, digest: str, spec: PolicySpec, parameters: Mapping[str, ArrayLike], seed: int | None = None
+        cls,
+        digest: str,
+        spec: PolicySpec,
+        parameters: Mapping[str, ArrayLike],
+        seed: int | None = None,
+        *,
+        half: bool = False,
     ) -> "ServedPolicy":
-        """A policy that is evaluated with numpy; raises ValueError where the parameters do not fit."""
+        """A policy of these parameters, evaluated with what is fastest here.
+
+        Args:
+            digest: as above.
+            spec: as above.
+            parameters: by the names of `parameter_shapes`, and of `value_shapes` if it estimates values.
+            seed: as above.
+            half: bfloat16 is all that they hold, and may be all that is multiplied.
+
+        Raises:
+            ValueError: the parameters do not fit the spec.
+
+        """
         own = checked(spec, parameters)
-        return cls(digest, spec, NumpyNetwork(spec, own), own.get("log_std"), seed)
+        return cls(digest, spec, fastest(spec, own, half=half), own.get("log_std"), seed)
 
     def decide(
         self,
@@ -120,8 +138,12 @@ class ServedPolicy:
         rows = len(observations)
         if observations.shape[1:] != self._observation_shape or rows == 0:
             raise ValueError(f"observations are {observations.shape}, not (N, *{self._observation_shape})")
-        if masks is not None:
-            self._check(masks, rows)
+        if masks is not None and (self._kind == "Box" or masks.shape != (rows, self.spec.action.outputs)):
+            raise ValueError(
+                "a Box of actions takes no mask: leave it out"
+                if self._kind == "Box"
+                else f"masks have the shape {masks.shape}, not ({rows}, {self.spec.action.outputs})"
+            )
         outputs, value, states = self._network(observations, states)
         if rows * self._row_cost <= FEW:
             action, log_probability = self._choose_few(outputs, masks, deterministic, temperature, seeds)
@@ -149,6 +171,10 @@ class ServedPolicy:
         for row, (its_outputs, mask, sure, heat, seed) in enumerate(rows):
             if not heat > 0:
                 raise ValueError(_not_above_0(row, heat))
+            if mask is not None:
+                for component, part in enumerate(self._parts):
+                    if True not in mask[part]:
+                        raise ValueError(self._allows_none(row, component))
             if not isfinite(sum(its_outputs)):
                 actions.append(self._safe(masks, row).tolist())
                 log_probabilities.append(nan)
@@ -178,9 +204,8 @@ class ServedPolicy:
         if self._kind == "MultiBinary":
             return onerow.bernoulli(outputs, mask, temperature, uniform)
         chosen: list[int] = []
-        log_probability, first = 0.0, 0
-        for i, count in enumerate(self._counts):
-            part = slice(first, first + count)
+        log_probability = 0.0
+        for i, part in enumerate(self._parts):
             index, its_log_probability = onerow.categorical(
                 outputs[part],
                 None if mask is None else mask[part],
@@ -189,7 +214,6 @@ class ServedPolicy:
             )
             chosen.append(index + self._starts[i])
             log_probability += its_log_probability
-            first += count
         return chosen, log_probability
 
     def _choose_many(
@@ -204,6 +228,11 @@ class ServedPolicy:
         if not above.all():
             row = int(above.argmin())
             raise ValueError(_not_above_0(row, float(temperature[row])))
+        if masks is not None:
+            for component, part in enumerate(self._parts):
+                allowed = masks[:, part].any(axis=1)
+                if not allowed.all():
+                    raise ValueError(self._allows_none(int(allowed.argmin()), component))
         broken = None
         if not isfinite(outputs.sum()):
             broken = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
@@ -245,19 +274,9 @@ class ServedPolicy:
         first = None if uniform is None else uniform[:, 0]
         return distributions.categorical(outputs, masks, greedy, temperature, first)
 
-    def _check(self, masks: Bools, rows: int) -> None:
-        outputs = self.spec.action.outputs
-        if self._kind == "Box":
-            raise ValueError("a Box of actions takes no mask: leave it out")
-        if masks.shape != (rows, outputs):
-            raise ValueError(f"masks have the shape {masks.shape}, not ({rows}, {outputs})")
-        first = 0
-        for component, count in enumerate(self._counts):
-            allowed = masks[:, first : first + count].any(axis=1)
-            if not allowed.all():
-                of = "action" if self._kind == "Discrete" else f"value of component {component}"
-                raise ValueError(f"the mask of row {int(allowed.argmin())} allows no {of}")
-            first += count
+    def _allows_none(self, row: int, component: int) -> str:
+        of = "action" if self._kind == "Discrete" else f"value of component {component}"
+        return f"the mask of row {row} allows no {of}"
 
 
 def safe_action(spec: PolicySpec, mask: Bools | None = None) -> NDArray[Any]:
@@ -283,13 +302,11 @@ def safe_action(spec: PolicySpec, mask: Bools | None = None) -> NDArray[Any]:
         chosen = np.zeros(action.size, np.int64)
     else:
         found: list[int] = []
-        first = 0
-        for count in (action.n,) if action.n is not None else action.nvec or ():
-            allowed = np.ones(count, np.bool_) if mask is None else mask[first : first + count]
+        for part in _parts(action):
+            allowed = np.ones(part.stop - part.start, np.bool_) if mask is None else mask[part]
             if not allowed.any():
                 raise ValueError("the mask allows no action")
             found.append(int(allowed.argmax()))
-            first += count
         chosen = np.array(found, np.int64) + np.asarray(action.start, np.int64)
     return chosen.astype(action.dtype).reshape(action.shape)
 
@@ -304,16 +321,21 @@ def _bounds(action: SpaceSpec) -> tuple[NDArray[Any], NDArray[Any]]:
     def bound(given: Bound | None) -> NDArray[Any]:
         if given is None:
             raise ValueError("a Box of actions needs its bounds low and high")
-        return np.broadcast_to(np.array(given, action.dtype).reshape(-1), (action.size,))
+        return np.resize(np.array(given, action.dtype), action.size)
 
     return bound(action.low), bound(action.high)
 
 
-def _columns(counts: tuple[int, ...]) -> NDArray[np.intp]:
+def _parts(action: SpaceSpec) -> list[slice]:
+    """Where among the outputs the values of each component of a Discrete or MultiDiscrete lie."""
+    counts = (action.n,) if action.n is not None else action.nvec or ()
+    return [slice(sum(counts[:i]), sum(counts[: i + 1])) for i in range(len(counts))]
+
+
+def _columns(parts: Sequence[slice], outputs: int) -> NDArray[np.intp]:
     """(components, widest) places of each component's values; one past the end where it has fewer."""
-    if not counts:
-        return np.empty((0, 0), np.intp)
-    firsts = np.cumsum((0, *counts[:-1]))
-    column = np.arange(max(counts))
-    inside = column < np.array(counts)[:, None]
-    return np.where(inside, firsts[:, None] + column, sum(counts))
+    widest = max((part.stop - part.start for part in parts), default=0)
+    rows = [
+        [i if i < part.stop else outputs for i in range(part.start, part.start + widest)] for part in parts
+    ]
+    return np.array(rows, np.intp)
