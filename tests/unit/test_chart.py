@@ -160,6 +160,29 @@ def test_policies_can_be_taken_away_when_they_are_off_and_made_only_when_they_ar
     assert verbs("networkPolicies.enabled=true") == {"list", "watch", "delete", "create", "patch"}
 
 
+def test_the_documented_permissions_are_the_granted_ones():
+    def granted(rules: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+        return {
+            (group, resource, verb)
+            for rule in rules
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+
+    documented: set[tuple[str, str, str]] = set()
+    text = (ROOT / "docs" / "decisions" / "0002-operator.md").read_text()
+    for line in text.partition("| --- |")[2].partition("\n\n")[0].splitlines()[1:]:
+        _, group, resources, verbs, _ = (cell.strip() for cell in line.strip("|").split("|"))
+        documented |= {
+            (group.strip('"'), resource, verb)
+            for resource in resources.partition(", resourceNames")[0].split(", ")
+            for verb in verbs.split(", ")
+        }
+    roles = of_kind(rendered("networkPolicies.enabled=true", "rbac.aggregate=false"), "Role", "ClusterRole")
+    assert documented == granted([rule for role in roles for rule in role["rules"]])
+
+
 def test_nodes_are_read_by_a_role_of_its_own_and_only_if_visible():
     def sees_nodes(*settings: str) -> bool:
         roles = of_kind(rendered(*settings), "Role", "ClusterRole")
