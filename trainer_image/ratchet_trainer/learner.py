@@ -336,21 +336,31 @@ class Learner:
         log.info("finished", extra={"fields": {"reason": reason, "steps": self._intake.steps}})
 
     def _save_what_is_due(self) -> None:
-        """Never waits: training goes on whether storage answers or not."""
-        if self._parts.saver.busy:
+        """Never waits: training goes on whether storage answers or not. What it did not take is tried again
+        after a pause, the best as it was judged.
+        """
+        saver, passed = self._parts.saver, self._parts.clock() - self._saved_at
+        failed = saver.unsaved is not None
+        if saver.busy or (failed and passed < STORE_AGAIN_AT_MOST_SECONDS):
             return
-        overdue = self._parts.clock() - self._saved_at >= seconds(self._config.checkpoint.interval)
-        if self._best is not None:
-            best, self._best = self._best, None
+        overdue = passed >= seconds(self._config.checkpoint.interval)
+        best = self._take_best()
+        if best is not None:
             self._save(best)
-        elif overdue and self._intake.steps != self._saved_steps:
+        elif failed or (overdue and self._intake.steps != self._saved_steps):
             self._save(self._snapshot("interval"))
+
+    def _take_best(self) -> Snapshot | None:
+        """The best that is to be stored: the newest, else the one that storage did not take."""
+        best, self._best = self._best, None
+        lost = self._parts.saver.unsaved
+        return best or (lost if lost is not None and lost.why == "best" else None)
 
     def _store_all(self, why: Why) -> bool:
         """Stores the best, if it is due, and then what is here now; False as `_wait_for_storage`."""
         if not self._wait_for_storage():
             return False
-        best, self._best = self._best, None
+        best = self._take_best()
         if best is not None and best.version != self._version:
             self._save(best)
             if not self._wait_for_storage():

@@ -78,6 +78,7 @@ class Saver:
         self._failure: Exception | None = None
         self._saved = Checkpoints()
         self._complaint = ""
+        self._unsaved: Snapshot | None = None
 
     @property
     def saved(self) -> Checkpoints:
@@ -88,6 +89,11 @@ class Saver:
     def complaint(self) -> str:
         """Why the last attempt did not work; empty once one has."""
         return self._complaint
+
+    @property
+    def unsaved(self) -> Snapshot | None:
+        """What the last attempt did not store, though another may; None once one has."""
+        return self._unsaved
 
     @property
     def busy(self) -> bool:
@@ -126,12 +132,13 @@ class Saver:
         try:
             stored = self._write(snapshot)
         except StorageUnavailable as error:
+            self._unsaved = snapshot
             self._complaint = f"checkpoint at {snapshot.steps} steps was not stored: {error}"
             log.warning(self._complaint)
         except Exception as error:  # noqa: BLE001 - handed to the learner's thread, which ends by it
             self._failure = error
         else:
-            self._complaint = ""
+            self._unsaved, self._complaint = None, ""
             self._saved = with_stored(self._saved, stored)
             log.info(
                 "checkpoint stored",
