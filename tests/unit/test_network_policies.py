@@ -15,6 +15,7 @@ from ratchet_operator.build.network import network_policies
 from ratchet_operator.build.redis import redis_deployment
 from ratchet_operator.build.trainer import trainer_deployment
 from ratchet_operator.build.workers import worker_template
+from ratchet_operator.ledger import Ledger
 from ratchet_operator.settings import Installation
 
 from ratchet.api.v1alpha1 import RLTrainingJobSpec, RolloutPoolSpec
@@ -110,7 +111,7 @@ def pods(prefix: str, context: JobContext) -> dict[str, Party]:
         return template["metadata"]["labels"]
 
     found = {
-        "trainer": labels(trainer_deployment(context, 1, "CPU", "s", 1)),
+        "trainer": labels(trainer_deployment(context, Ledger(), "CPU", "s", 1)),
         "worker": worker(context.pool_name),
         "added": worker("more"),
     }
