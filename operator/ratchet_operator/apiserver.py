@@ -247,7 +247,8 @@ class ApiServer:
         try:
             answer = await self._write("delete", kind, "DELETE", kind.path(namespace, name), body=body)
         except ApiError as error:
-            if error.status in (404, 409):
+            # Any other conflict leaves the object where it is.
+            if error.status == 404 or (error.status == 409 and "UID in precondition" in error.message):
                 return None
             raise
         return answer if sub(answer, "metadata").get("deletionTimestamp") else None

@@ -68,7 +68,8 @@ class FakeServer:
         if live is None:
             return self.answer(404, "not found", "NotFound")
         if body["preconditions"]["uid"] != uid_of(live):
-            return self.answer(409, "uid", "Conflict")
+            said = f"Precondition failed: UID in precondition: x, UID in object meta: {uid_of(live)}"
+            return self.answer(409, said, "Conflict")
         del self.objects[path]
         return web.json_response({"kind": "Status", "status": "Success"})
 
@@ -309,6 +310,22 @@ def test_what_is_deleted_is_forgotten_and_a_successor_is_left_alone():
         await api.apply(SERVICE, named(SERVICE, "s"))
         await execute.execute(KEY, JOB, Plan(delete=(Delete(SERVICE, "team", "s", uid_of(live), "x"),)), NOW)
         assert len(fake.objects) == 1
+
+    against(scenario)
+
+
+def test_a_delete_that_conflicts_with_something_else_is_tried_again():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, cache, _ = executor(api)
+        live = await api.apply(SERVICE, named(SERVICE, "s"))
+        cache[SERVICE].put(live)
+        plan = Plan(delete=(Delete(SERVICE, "team", "s", uid_of(live), "x"),))
+        fake.fail["DELETE", SERVICE.path("team", "s")] = [(409, "the object has been modified")]
+        with pytest.raises(ApiError):
+            await execute.execute(KEY, JOB, plan, NOW)
+        assert cache[SERVICE].get("team", "s") == live
+        await execute.execute(KEY, JOB, plan, NOW)
+        assert fake.objects == {}
 
     against(scenario)
 
