@@ -7,13 +7,16 @@ on it is what runs in a real cluster, except for pods: a test's kubelet or KWOK 
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -206,7 +209,7 @@ class SimulatedCluster:
 
     def _write_credentials(self) -> None:
         if shutil.which("openssl") is None:
-            raise MissingRequirementError("openssl is not installed", hint="`make setup` installs it.")
+            raise MissingRequirementError("openssl is not installed", hint="Debian: apt-get install openssl")
         words = "openssl req -x509 -nodes -days 7 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
         names = ["-subj", "/CN=ratchet-simulated", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
         files = ["-keyout", self.folder / "server.key", "-out", self.ca]
@@ -275,7 +278,7 @@ class SimulatedCluster:
         executable = program.path(self.settings)
         with (self.folder / f"{name}.log").open("wb") as log:
             # The Kubernetes binary takes its role from its name. A session of its own, so that Ctrl-C reaches
-            # only the one that stops it in order.
+            # only the one that stops it in order; and where that one is killed, the kernel stops it.
             self._processes[name] = subprocess.Popen(
                 [name, *arguments, *self.arguments.get(name, ())],
                 executable=executable,
@@ -285,6 +288,7 @@ class SimulatedCluster:
                 cwd=self.folder,
                 env={key: value for key, value in os.environ.items() if not key.startswith("ETCD_")},
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def _answers(self, path: str) -> bool:
@@ -300,6 +304,15 @@ class SimulatedCluster:
         wait_until(lambda: process.poll() is not None or ready(), seconds=START_SECONDS, every=0.05)
         if process.poll() is not None or not ready():
             raise StepError(f"{name} did not start", hint=tail(log))
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # prctl(2), Linux
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _node(name: str) -> Json:
