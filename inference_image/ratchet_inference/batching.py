@@ -62,6 +62,7 @@ class Answering:
         self._fittings: dict[str, Fitting] = {}
         self._waiting: list[Question] = []
         self._units = 0
+        self._first_seconds = 0.0
         self._unit_seconds = 0.0
         self._began = 0.0
         self._prefix = os.urandom(6).hex() + "-"
@@ -80,7 +81,7 @@ class Answering:
         if not self._waiting:
             self._began = time.perf_counter()
             self._loop.call_soon(self._turn)
-        elif (self._units + units) * self._unit_seconds > self._settings.delay_seconds:
+        elif self._first_seconds + (self._units + units) * self._unit_seconds > self._settings.delay_seconds:
             self._stats.shed += 1
             raise Problem(503, "overloaded", "the server is at its limit: ask again after Retry-After")
         self._waiting.append(question)
@@ -114,9 +115,13 @@ class Answering:
             if pinned and previous:
                 self._answer(pinned, self._step(None, previous), [self._step("current", current)])
             questions = later
-        spent = (time.perf_counter() - self._began) / units
-        # The first turns are no measure; a rare slow one should not shed load for long.
-        self._unit_seconds += 0.1 * (spent - self._unit_seconds)
+        spent = time.perf_counter() - self._began
+        # What a turn costs at all, and what each further unit adds; a rare slow turn must not shed for long.
+        if units == 1:
+            self._first_seconds += 0.1 * (spent - self._first_seconds)
+        else:
+            each = max(0.0, spent - self._first_seconds) / (units - 1)
+            self._unit_seconds += 0.1 * (each - self._unit_seconds)
 
     def _sort(
         self,

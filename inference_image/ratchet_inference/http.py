@@ -155,8 +155,9 @@ class Connection(asyncio.Protocol):
         self._since = listener.loop.time()
         self._reading = False  # within a request
         self._in_head = False
+        self._number = 0
         self._head = self._head_fed = 0
-        self._url = b""
+        self._method = self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
         self._length = 0
@@ -190,22 +191,22 @@ class Connection(asyncio.Protocol):
             return
         if self._discarding:
             return
-        in_head = self._in_head
+        # A header that never ends reaches no callback, so its bytes are counted here.
+        number = self._number if self._in_head else -1
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             rest = data[upgrade.args[0] :]
-            if self._upgraded:
-                if rest:
-                    self._upgraded.data_received(rest)
-            else:
-                # Some clients offer h2c with every request: answered as HTTP/1.1, once.
-                self._discarding = True
+            if not self._upgraded and not self._discarding:
+                # Some clients offer h2c with every request; the parser stops there, and has seen no body.
+                self._parser, request = httptools.HttpRequestParser(self), self._without_offer()
+                self.data_received(request + rest)
+            elif rest and self._upgraded:
+                self._upgraded.data_received(rest)
         except httptools.HttpParserError as error:
             if not self._discarding:
                 self._refuse(self._problem or Problem(400, "bad-http", f"not HTTP/1.1: {error}"))
-        if in_head and self._in_head and not self._discarding:
-            # A header that never ends reaches no callback, so its bytes are counted here.
+        if self._in_head and self._number == number and not self._discarding:
             self._head_fed += len(data)
             if self._head_fed > self._limits.head:
                 self._refuse(_head_too_large(self._limits.head))
@@ -235,6 +236,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         self._reading = self._in_head = True
+        self._number += 1
         self._since = self.listener.loop.time()
         self._head = self._head_fed = 0
         self._url = b""
@@ -257,6 +259,7 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Before the body: what can be refused without it is."""
         self._in_head = False
+        self._method = self._parser.get_method()
         headers = self._headers
         length = headers.get(b"content-length")
         if length is not None and int(length) > self._limits.body:
@@ -273,19 +276,18 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        if self._parser.should_upgrade() and not self._wants_websocket():
+            return
         self._reading = False
         self._since = self.listener.loop.time()
         path, _, query = self._url.partition(b"?")
-        exchange = Exchange(self, self._parser.get_method(), path, query)
+        exchange = Exchange(self, self._method, path, query)
         exchange.headers = self._headers
         if self._body:
             exchange.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             self._body = []
         exchange.received = time.perf_counter()
         exchange.last = self.listener.draining or not self._parser.should_keep_alive()
-        upgrading = self._parser.should_upgrade()
-        if upgrading and self._headers.get(b"upgrade", b"").lower() != b"websocket":
-            exchange.last = True
         self._open.append(exchange)
         self.listener.handle(exchange)
         if len(self._open) > PIPELINE:
@@ -325,6 +327,17 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Ends now."""
         self._transport.abort()
+
+    def _wants_websocket(self) -> bool:
+        return self._headers.get(b"upgrade", b"").lower() == b"websocket"
+
+    def _without_offer(self) -> bytes:
+        """The head of the request, without what offers another protocol."""
+        lines = [b"%b %b HTTP/1.1" % (self._method, self._url)]
+        lines += [
+            b"%b: %b" % pair for pair in self._headers.items() if pair[0] not in (b"upgrade", b"connection")
+        ]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def _stop(self, problem: Problem) -> None:
         """Refuses from within the parser."""

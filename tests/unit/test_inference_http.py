@@ -1,0 +1,305 @@
+"""The server's HTTP against clients that are slow, wrong, hostile, many, or gone."""
+
+import asyncio
+import json
+import socket
+import ssl
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from policyserver import Broken, Pair, Running, answers, policy, post, serving
+
+from ratchet.policies.serving import Decisions
+
+GOOD = '{"observation": [1, 2, 3, 4]}'
+
+
+@pytest.fixture(scope="module")
+def running():
+    with serving(Pair(policy()), max_body_bytes=65_536) as running:
+        yield running
+
+
+def send_until_closed(connection: socket.socket, data: bytes) -> None:
+    for _ in range(10_000):
+        connection.sendall(data)
+
+
+def end_of(connection: socket.socket) -> bytes:
+    """Everything until the server closes."""
+    found = b""
+    while chunk := connection.recv(65_536):
+        found += chunk
+    return found
+
+
+def test_a_request_may_come_in_any_pieces(running: Running):
+    with running.connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in post(GOOD):
+            connection.sendall(bytes([byte]))
+        assert answers(connection, 1)[0][0] == 200
+
+
+def test_a_body_may_be_chunked(running: Running):
+    with running.connect() as connection:
+        head = b"POST /v1/act HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        half = len(GOOD) // 2
+        pieces = [GOOD[:half].encode(), GOOD[half:].encode(), b""]
+        connection.sendall(head + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces))
+        assert answers(connection, 1)[0][0] == 200
+
+
+def test_answers_keep_the_order_of_pipelined_requests(running: Running):
+    names = [f"n{i}" for i in range(500)]
+    bodies = [json.dumps({"observation": [1, 2, 3, 4], "id": name}) for name in names]
+    with running.connect() as connection:
+        connection.sendall(b"".join(map(post, bodies)))
+        assert [answer["id"] for _, answer in answers(connection, 500)] == names
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"POST /v1/act HTTP/1.1\r\ncontent-length: 70000\r\n\r\n", 413),
+        (b"POST /v1/act HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n11000\r\n" + b" " * 0x11000, 413),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\n" + b"".join(b"h%d: %b\r\n" % (i, b"v" * 500) for i in range(100)), 431),
+        (b"POST /v1/act HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", 400),
+        (b"POST /v1/act HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n", 400),
+    ],
+    ids=lambda x: str(x)[:30],
+)  # fmt: skip
+def test_what_is_no_request_is_refused_and_the_connection_ends(
+    running: Running, request_: bytes, status: int
+):
+    with running.connect() as connection:
+        connection.sendall(request_)
+        found = end_of(connection)
+    assert found.startswith(b"HTTP/1.1 %d" % status)
+    assert b"connection: close" in found
+
+
+def test_a_header_without_end_is_refused(running: Running):
+    with running.connect() as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nx: ")
+        connection.sendall(b"a" * 1_000_000)
+        assert end_of(connection).startswith(b"HTTP/1.1 431")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/act", 405), ("POST", "/v1/nothing", 404), ("DELETE", "/healthz", 405), ("GET", "/", 404),
+     ("PUT", "/v1/policy", 403), ("GET", "/v1/episode", 400), ("POST", "/v1/reward", 404)],
+)  # fmt: skip
+def test_paths_and_methods(running: Running, method: str, path: str, status: int):
+    found, answer = running.request(method, path, "{}")
+    assert found == status
+    assert answer["error"]["message"]
+
+
+def test_head_has_no_body(running: Running):
+    with running.connect() as connection:
+        connection.sendall(b"HEAD /healthz HTTP/1.1\r\nconnection: close\r\n\r\n")
+        head, _, body = end_of(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert body == b""
+
+
+def test_a_client_that_offers_h2c_is_answered(running: Running):
+    with running.connect() as connection:
+        connection.sendall(
+            b"POST /v1/act HTTP/1.1\r\nconnection: Upgrade\r\nupgrade: h2c\r\ncontent-length: %d\r\n\r\n%b"
+            % (len(GOOD), GOOD.encode())
+        )
+        connection.sendall(post(GOOD))
+        assert [status for status, _ in answers(connection, 2)] == [200, 200]
+
+
+def test_a_client_that_stops_sending_still_gets_its_answers(running: Running):
+    with running.connect() as connection:
+        connection.sendall(post(GOOD) * 3)
+        connection.shutdown(socket.SHUT_WR)
+        assert end_of(connection).count(b"HTTP/1.1 200") == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=300), cut=st.integers(0, 300))
+def test_no_bytes_stop_the_server(running: Running, data: bytes, cut: int):
+    with running.connect() as connection:
+        connection.sendall(data[:cut])
+        connection.sendall(data[cut:])
+        connection.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            end_of(connection)
+    assert running.request("POST", "/v1/act", GOOD)[0] == 200
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+FIELDS = ("observation", "observations", "episode", "episodes", "id", "mask", "masks", "deterministic",
+          "temperature", "seed")  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(body=JSON | st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=5))
+def test_any_json_gets_an_answer_or_a_clear_refusal(running: Running, body: object):
+    for path in ("/v1/act", "/v2/models/policy/infer", "/v1/reward"):
+        status, answer = running.request("POST", path, json.dumps(body).encode())
+        assert status == 200 or (400 <= status < 500 and answer["error"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    inputs=st.lists(
+        st.fixed_dictionaries(
+            {
+                "name": st.sampled_from(["observation", "mask", "episode", "other"]),
+                "datatype": st.sampled_from(["FP32", "BOOL", "BYTES", "FP8"]),
+                "shape": st.lists(st.integers(-2, 5), max_size=3) | JSON,
+                "data": st.lists(st.floats(-1e9, 1e9) | st.booleans(), max_size=20) | JSON,
+            }
+        ),
+        max_size=3,
+    ),
+    parameters=JSON,
+)
+def test_any_tensor_gets_an_answer_or_a_clear_refusal(running: Running, inputs: object, parameters: object):
+    body = json.dumps({"inputs": inputs, "parameters": parameters}).encode()
+    status, answer = running.request("POST", "/v2/models/policy/infer", body)
+    assert status == 200 or (400 <= status < 500 and isinstance(answer["error"], str))
+
+
+def test_slow_clients_are_sent_away_and_idle_ones_closed():
+    with (
+        serving(Pair(policy()), request_seconds=0.2, idle_seconds=0.5) as running,
+        running.connect() as slow,
+        running.connect() as idle,
+        running.connect() as body,
+    ):
+        slow.sendall(b"POST /v1/act HT")
+        body.sendall(b"POST /v1/act HTTP/1.1\r\ncontent-length: 100\r\n\r\n{")
+        assert end_of(slow).startswith(b"HTTP/1.1 408")
+        assert end_of(body).startswith(b"HTTP/1.1 408")
+        assert end_of(idle) == b""
+
+
+def test_a_client_that_does_not_read_is_not_buffered_for_ever():
+    with serving(Pair(policy()), request_seconds=0.3) as running, running.connect() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(20)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_until_closed(deaf, post(GOOD) * 100)
+        assert running.act(observation=[1, 2, 3, 4])[0] == 200
+
+
+def test_more_connections_than_allowed_are_refused_and_the_others_go_on():
+    with serving(Pair(policy()), max_connections=10) as running:
+        held = [running.connect() for _ in range(10)]
+        for connection in held:
+            connection.sendall(post(GOOD))
+            assert answers(connection, 1)[0][0] == 200
+        with running.connect() as one_more:
+            assert end_of(one_more).startswith(b"HTTP/1.1 503")
+        held[0].sendall(post(GOOD))
+        assert answers(held[0], 1)[0][0] == 200
+        for connection in held:
+            connection.close()
+
+
+def test_only_those_with_the_token_are_answered():
+    with serving(Pair(policy()), token="sesame") as running:
+        right = {"authorization": "Bearer sesame"}
+        assert running.request("POST", "/v1/act", GOOD)[0] == 401
+        assert running.request("POST", "/v1/act", GOOD, {"authorization": "Bearer no"})[0] == 401
+        assert running.request("POST", "/v1/act", GOOD, right)[0] == 200
+        assert running.request("POST", "/v2/models/policy/infer", "{}")[0] == 401
+        assert running.request("GET", "/v1/episode")[0] == 401
+        assert running.request("POST", "/v1/reward", "{}")[0] == 401
+        assert running.request("GET", "/readyz")[0] == 200
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days",
+         "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem",
+         "-out", "cert.pem"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+def test_with_a_client_ca_only_known_clients_connect(certificates: Path):
+    cert, key = str(certificates / "cert.pem"), str(certificates / "key.pem")
+    with serving(Pair(policy()), tls_cert=cert, tls_key=key, tls_client_ca=cert) as running:
+        context = ssl.create_default_context(cafile=cert)
+        with (
+            running.connect() as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as stranger,
+            suppress(OSError),  # an alert, or a reset
+        ):
+            stranger.sendall(post(GOOD))
+            assert stranger.recv(100) == b""
+        context.load_cert_chain(cert, key)
+        with running.connect() as raw, context.wrap_socket(raw, server_hostname="localhost") as known:
+            known.sendall(post(GOOD))
+            assert answers(known, 1)[0][0] == 200
+
+
+def test_requests_without_pause_are_no_endless_header(running: Running):
+    """Each read of the server ends within the head of a request, and so begins the next one."""
+    one = post(GOOD)
+    with running.connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(one[:20])
+        for _ in range(40):
+            connection.sendall(one[20:] + one * 9 + one[:20])
+            assert {status for status, _ in answers(connection, 10)} == {200}
+
+
+def test_a_drain_answers_what_was_asked_and_closes_what_is_idle():
+    def slow(decisions: Decisions) -> Decisions:
+        time.sleep(0.02)  # the policy's own time
+        return decisions
+
+    watched = Broken(policy(), slow)
+    with serving(Pair(watched), max_delay_ms=10_000) as running:
+        with running.connect() as busy, running.connect() as idle:
+            idle.sendall(post(GOOD))
+            answers(idle, 1)
+            busy.sendall(post(GOOD) * 20)
+            deadline = time.monotonic() + 10
+            while sum(watched.batches) < 2 and time.monotonic() < deadline:
+                pass
+            running.run(running.server.drain())
+            found = end_of(busy)
+            assert end_of(idle) == b""
+        assert found.count(b"HTTP/1.1 200") == 20
+        with pytest.raises(OSError):  # noqa: PT011 - nobody listens any more
+            running.connect()
+
+
+def test_while_it_drains_each_answer_asks_the_client_to_go():
+    with serving(Pair(policy()), drain_delay_seconds=0.5) as running:
+        draining = asyncio.run_coroutine_threadsafe(running.server.drain(), running.loop)
+        deadline = time.monotonic() + 10
+        while not running.server.listener.draining and time.monotonic() < deadline:
+            pass
+        assert running.request("GET", "/readyz")[0] == 503
+        with running.connect() as connection:
+            connection.sendall(post(GOOD))
+            found = end_of(connection)
+        draining.result(20)
+    assert found.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in found
