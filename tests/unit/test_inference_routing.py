@@ -1,0 +1,325 @@
+"""The canary hop: who is sent there, what happens when it is slow, dead or wrong, and that episodes stay."""
+
+import json
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from policyserver import RECURRENT, Broken, Pair, Running, policy, serving
+from ratchet_inference.breaker import Breaker
+from ratchet_inference.dispatch import share
+
+from ratchet.api.v1alpha1.serverstats import Route
+
+OBSERVATION = [0.1, -0.2, 0.3, 0.4]
+
+
+def send_to(running: Running, port: int, weight: float, generation: int = 1, **more: Any) -> None:
+    route = Route(generation=generation, canary=f"http://127.0.0.1:{port}", weight=weight, **more)
+    running.call(lambda: running.server.dispatch.set_route(route))
+
+
+def tallies(running: Running, arm: str) -> list[Any]:
+    return [one for one in running.stats()["arms"] if one["arm"] == arm]
+
+
+@contextmanager
+def two_servers(**settings: Any) -> Iterator[tuple[Running, Running]]:
+    with (
+        serving(Pair(policy("c", seed=1)), arm="canary") as canary,
+        serving(Pair(policy("a")), **settings) as stable,
+    ):
+        yield stable, canary
+
+
+@contextmanager
+def stand_in(answer: Callable[[bytes], bytes | None]) -> Iterator[int]:
+    """A server that answers each request with bytes, or closes the connection for None. Its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def talk(connection: socket.socket) -> None:
+        with connection:
+            while data := connection.recv(65_536):
+                found = answer(data)
+                if found is None:
+                    return
+                connection.sendall(found)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=talk, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.close()
+
+
+def http_answer(body: object, status: int = 200) -> bytes:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return b"HTTP/1.1 %d x\r\ncontent-length: %d\r\n\r\n%b" % (status, len(content), content)
+
+
+GOOD = {"id": "x", "action": 1, "logProbability": -0.5, "value": None, "digest": "c" * 64, "arm": "canary",
+        "fallback": None, "episode": None, "t": None}  # fmt: skip
+
+
+@given(st.text(min_size=1), st.text(), st.floats(0, 1), st.floats(0, 1))
+def test_a_ramp_only_adds_episodes(episode: str, salt: str, one: float, other: float):
+    low, high = sorted((one, other))
+    assert 0 <= share(salt, episode) < 1
+    assert not (share(salt, episode) < low) or share(salt, episode) < high
+
+
+def test_shares_are_even_and_another_salt_chooses_others():
+    episodes = [f"e{i}" for i in range(20_000)]
+    first = np.array([share("one", episode) for episode in episodes])
+    second = np.array([share("two", episode) for episode in episodes])
+    assert abs((first < 0.1).mean() - 0.1) < 0.01
+    assert abs(((first < 0.1) & (second < 0.1)).mean() - 0.01) < 0.004
+
+
+def test_the_breaker_opens_tries_once_and_waits_longer_each_time():
+    breaker = Breaker(window=4, first_pause=1, longest_pause=3)
+    breaker.failed(0)
+    assert breaker.allows(0)
+    breaker.failed(0)
+    assert not breaker.allows(0.9)
+    assert breaker.allows(1)
+    assert not breaker.allows(1)
+    breaker.failed(1)
+    assert not breaker.allows(2.9)
+    assert breaker.allows(3)
+    breaker.succeeded()
+    assert breaker.state == "Closed"
+    assert all(breaker.allows(3) for _ in range(9))
+
+
+def test_a_few_failures_among_many_answers_do_not_open_the_breaker():
+    breaker = Breaker(window=10)
+    for i in range(100):
+        breaker.failed(i) if i % 4 == 0 else breaker.succeeded()
+        assert breaker.allows(i)
+
+
+def test_the_canary_gets_its_share_and_each_episode_stays():
+    with two_servers() as (stable, canary):
+        send_to(stable, canary.port, 0.3, salt="s", digest="c" * 64)
+        arms: dict[str, set[str]] = {}
+        for _ in range(3):
+            for i in range(60):
+                answer = stable.act(observation=OBSERVATION, episode=f"e{i}")[1]
+                arms.setdefault(f"e{i}", set()).add(answer["arm"])
+                assert answer["digest"][0] == {"stable": "a", "canary": "c"}[answer["arm"]]
+                assert answer["fallback"] is None
+        (seen,) = tallies(stable, "canary")
+    assert arms == {e: {"canary" if share("s", e) < 0.3 else "stable"} for e in arms}
+    theirs = sum(arm == {"canary"} for arm in arms.values())
+    assert (seen["requests"], seen["predictions"], seen["errors"]) == (3 * theirs, 3 * theirs, {})
+    assert sum(seen["actions"]["counts"]) == 3 * theirs
+
+
+def test_a_batch_is_split_between_the_arms_and_put_together_in_order():
+    with two_servers() as (stable, canary):
+        send_to(stable, canary.port, 0.5, salt="s")
+        rows = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+        names = [f"e{i}" for i in range(40)]
+        _, answer = stable.act(
+            observations=rows.tolist(), episodes=names, masks=[[True, True, False]] * 40, deterministic=True
+        )
+    assert answer["arms"] == ["canary" if share("s", name) < 0.5 else "stable" for name in names]
+    assert answer["episodes"] == names
+    for row, digest, action in zip(rows, answer["digests"], answer["actions"], strict=True):
+        decided = policy(digest[0], seed={"a": 0, "c": 1}[digest[0]]).decide(
+            row[None],
+            masks=np.array([[True, True, False]]),
+            deterministic=np.array([True]),
+            temperature=np.ones(1, np.float32),
+            seeds=[None],
+        )
+        assert action == decided.action[0]
+
+
+def test_without_episodes_each_request_is_sent_by_itself():
+    with two_servers() as (stable, canary):
+        send_to(stable, canary.port, 0.5)
+        arms = Counter(stable.act(observation=OBSERVATION)[1]["arm"] for _ in range(100))
+    assert 20 < arms["canary"] < 80
+
+
+def test_an_episode_that_runs_is_not_moved_by_a_rollout_and_a_rollback_takes_all_at_once():
+    with two_servers() as (stable, canary):
+        stable.act(observation=OBSERVATION, episode="runs")
+        send_to(stable, canary.port, 1.0, salt="s")
+        assert stable.act(observation=OBSERVATION, episode="runs")[1]["arm"] == "stable"
+        assert stable.act(observation=OBSERVATION, episode="new")[1]["arm"] == "canary"
+        second = stable.act(observation=OBSERVATION, episode="new")[1]
+        send_to(stable, canary.port, 0.0, 2, salt="s")
+        back = stable.act(observation=OBSERVATION, episode="new")[1]
+    assert (second["arm"], second["t"]) == ("canary", 1)
+    assert (back["arm"], back["t"], back["digest"][0]) == ("stable", 2, "a")
+
+
+RUBBISH: dict[str, tuple[str, bytes | None]] = {
+    "not http": ("canary-invalid", b"hello there, this is no HTTP\r\n\r\n"),
+    "not json": ("canary-invalid", http_answer(b"\xff\xfe")),
+    "a list": ("canary-invalid", http_answer([])),
+    "no fields": ("canary-invalid", http_answer({})),
+    "outside": ("canary-invalid", http_answer({**GOOD, "action": 9})),
+    "text": ("canary-invalid", http_answer({**GOOD, "action": "1"})),
+    "shape": ("canary-invalid", http_answer({**GOOD, "action": [1]})),
+    "masked": ("canary-mask-violation", http_answer({**GOOD, "action": 0})),
+    "null": ("canary-invalid", http_answer({**GOOD, "logProbability": None})),
+    "t": ("canary-invalid", http_answer({**GOOD, "t": "soon"})),
+    "scripted": ("canary-fallback", http_answer({**GOOD, "fallback": "scripted"})),
+    "digest": ("canary-digest", http_answer({**GOOD, "digest": "d" * 64})),
+    "500": ("canary-error", http_answer({}, 500)),
+    "503": ("canary-error", http_answer({}, 503)),
+    "gone": ("canary-unreachable", None),
+}
+
+
+@pytest.mark.parametrize("kind", RUBBISH)
+def test_whatever_the_canary_answers_the_client_gets_a_valid_action(kind: str):
+    reason, found = RUBBISH[kind]
+    with stand_in(lambda _: found) as port, serving(Pair(policy("a"))) as stable:
+        send_to(stable, port, 1.0, digest="c" * 64)
+        for _ in range(3):
+            status, answer = stable.act(observation=OBSERVATION, mask=[False, True, True])
+            assert (status, answer["fallback"], answer["digest"][0]) == (200, "stable", "a")
+            assert answer["arm"] == "canary"
+            assert answer["action"] in (1, 2)
+        (seen,) = tallies(stable, "canary")
+    assert seen["errors"] == {reason: 3}
+    assert seen["fallbacks"] == {"stable": {reason: 3}}
+    assert seen["requests"] == 3
+
+
+def test_the_stand_in_itself_is_believed_when_it_answers_well():
+    with stand_in(lambda _: http_answer(GOOD)) as port, serving(Pair(policy("a"))) as stable:
+        send_to(stable, port, 1.0, digest="c" * 64)
+        assert stable.act(observation=OBSERVATION)[1]["fallback"] is None
+
+
+def test_a_canary_that_never_answers_costs_its_budget_and_then_nothing():
+    silent = threading.Event()
+
+    def never(_: bytes) -> None:
+        silent.wait(30)
+
+    with stand_in(never) as port, serving(Pair(policy("a")), canary_ms=20) as stable:
+        send_to(stable, port, 1.0)
+        answers = [stable.act(observation=OBSERVATION)[1] for _ in range(20)]
+        (seen,) = tallies(stable, "canary")
+        breaker = stable.stats()["route"]["breaker"]
+        silent.set()
+    assert {answer["fallback"] for answer in answers} == {"stable"}
+    assert set(seen["errors"]) == {"canary-timeout"}
+    assert seen["fallbacks"]["stable"]["breaker-open"] == 20 - seen["errors"]["canary-timeout"] > 0
+    assert breaker != "Closed"
+
+
+def test_more_questions_than_the_canary_may_hold_are_answered_here():
+    silent = threading.Event()
+
+    def never(_: bytes) -> None:
+        silent.wait(30)
+
+    from concurrent.futures import ThreadPoolExecutor
+
+    with stand_in(never) as port, serving(Pair(policy("a")), canary_ms=300, canary_requests=2) as stable:
+        send_to(stable, port, 1.0)
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(lambda _: stable.act(observation=OBSERVATION)[0], range(6)))
+        (seen,) = tallies(stable, "canary")
+        silent.set()
+    assert found == [200] * 6
+    assert seen["errors"] == {"canary-timeout": 2, "canary-busy": 4}
+
+
+def test_a_connection_that_the_canary_closed_meanwhile_is_opened_again():
+    answered: list[bytes] = []
+
+    def once(data: bytes) -> bytes | None:
+        answered.append(data)
+        return http_answer(GOOD) if len(answered) % 2 else None
+
+    with stand_in(once) as port, serving(Pair(policy("a"))) as stable:
+        send_to(stable, port, 1.0)
+        fallbacks = [stable.act(observation=OBSERVATION)[1]["fallback"] for _ in range(4)]
+    assert fallbacks == [None] * 4
+
+
+def test_a_wrong_question_is_refused_here_and_is_no_failure_of_the_canary():
+    with stand_in(lambda _: None) as port, serving(Pair(policy("a"))) as stable:
+        send_to(stable, port, 1.0)
+        assert stable.act(observation=[1])[0] == 400
+        assert tallies(stable, "canary") == []
+
+
+def test_a_canary_never_sends_on_what_came_from_another_server():
+    with two_servers() as (stable, canary):
+        send_to(stable, canary.port, 1.0)
+        send_to(canary, stable.port, 1.0)
+        assert stable.act(observation=OBSERVATION)[1]["digest"][0] == "c"
+
+
+def test_a_canary_whose_policy_fails_is_replaced_by_the_stable_one():
+    broken = Broken(
+        policy("c"), lambda decisions: decisions._replace(log_probability=decisions.log_probability * np.nan)
+    )
+    with serving(Pair(broken), arm="canary") as canary, serving(Pair(policy("a"))) as stable:
+        send_to(stable, canary.port, 1.0)
+        answer = stable.act(observation=OBSERVATION)[1]
+        (own,) = tallies(canary, "canary")
+    assert (answer["digest"][0], answer["fallback"]) == ("a", "stable")
+    assert own["nanAnswers"] == 1
+
+
+def test_a_recurrent_canary_remembers_for_itself():
+    with (
+        serving(Pair(policy("c", RECURRENT)), arm="canary") as canary,
+        serving(Pair(policy("a", RECURRENT))) as stable,
+    ):
+        send_to(stable, canary.port, 1.0)
+        found = [
+            stable.act(observation=OBSERVATION, episode="e", deterministic=True)[1]["logProbability"]
+            for _ in range(3)
+        ]
+        alone = [
+            stable.request(
+                "POST",
+                "/v1/act",
+                {"observation": OBSERVATION, "episode": "f", "deterministic": True},
+                {"ratchet-hop": "1"},
+            )[1]["logProbability"]
+            for _ in range(3)
+        ]
+    assert found == pytest.approx(alone, abs=1e-5)
+    assert len(set(found)) == 3
+
+
+def test_an_older_route_is_refused():
+    with serving(Pair(policy()), admin_token="boss") as running:
+        boss = {"authorization": "Bearer boss"}
+        new = {"generation": 4, "canary": "http://127.0.0.1:1", "weight": 0.5}
+        assert running.request("PUT", "/v1/route", new, boss)[0] == 200
+        assert running.request("PUT", "/v1/route", new, boss)[0] == 200
+        assert running.request("PUT", "/v1/route", {**new, "weight": 0.6}, boss)[0] == 409
+        assert running.request("PUT", "/v1/route", {**new, "generation": 3}, boss)[0] == 409
+        assert running.request("PUT", "/v1/route", {**new, "generation": 5, "weight": 2}, boss)[0] == 400
+        assert running.request("PUT", "/v1/route", {**new, "generation": 5})[0] == 401
+        assert running.request("GET", "/v1/route")[1]["generation"] == 4
+        assert running.stats()["route"]["weight"] == 0.5
