@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -30,6 +31,7 @@ class Step:
         close: ends the connection after it.
         gate: is waited for first.
         pieces: bytes sent at a time; 0 sends all at once.
+        pace: seconds before each piece.
 
     """
 
@@ -37,6 +39,7 @@ class Step:
     close: bool = False
     gate: threading.Event = field(default_factory=lambda: _set())
     pieces: int = 0
+    pace: float = 0.0
 
 
 def _set() -> threading.Event:
@@ -83,6 +86,7 @@ class ScriptedServer:
     def __init__(self, *script: Step) -> None:
         self.script = list(script)
         self.requests: list[Request] = []
+        self.ended: list[int] = []
         self._lock = threading.Lock()
         self._connections: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -133,11 +137,14 @@ class ScriptedServer:
                         content = step.answer(request.body) if callable(step.answer) else step.answer
                         size = step.pieces or len(content) or 1
                         for first in range(0, len(content), size):
+                            time.sleep(step.pace)
                             connection.sendall(content[first : first + size])
                     if step.close:
                         return
         except (OSError, ValueError):
             return
+        finally:
+            self.ended.append(number)
 
 
 def _read(stream: Any, number: int) -> Request | None:

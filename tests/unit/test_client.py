@@ -412,9 +412,18 @@ def test_a_slow_server_is_not_waited_for(make: Make):
 
 def test_an_answer_that_trickles_is_not_waited_for(make: Make):
     """Each byte comes in time, the answer never does."""
-    endless = Step(lambda body: b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 100_000_000, pieces=1)
-    with ScriptedServer(endless) as server, pytest.raises(TimedOut):
+    trickle = Step(GOOD.answer, pieces=2, pace=0.02)
+    with ScriptedServer(trickle) as server, pytest.raises(TimedOut):
         make(server.url, timeout=0.1).act([0])
+
+
+def test_a_connection_whose_answer_is_not_waited_for_is_closed(make: Make):
+    late = Step(GOOD.answer, gate=threading.Event())
+    with ScriptedServer(late) as server:
+        client = make(server.url, fallback=0, timeout=0.05)
+        client.act([0])
+        late.gate.set()
+        until(lambda: server.ended == [0])
 
 
 def test_an_answer_after_the_time_is_not_taken_for_the_next(make: Make):

@@ -112,6 +112,18 @@ def test_an_episode_waits_from_its_last_decision():
     assert server.takes({"episode": "e", "return": 5, "length": 2}) == {"accepted": 1}
 
 
+def test_an_episode_that_goes_on_holds_up_no_other():
+    server = Server()
+    server.decides("a", "long")
+    server.decides("b", "short")
+    server.now += WINDOW
+    server.decides("c", "long")
+    server.now += 1
+
+    assert server.takes({"episode": "short", "return": 1}) == {"late": 1}
+    assert server.takes({"episode": "long", "return": 1}) == {"accepted": 1}
+
+
 def test_a_batch_is_taken_one_by_one():
     server = Server()
     server.decides("a")
