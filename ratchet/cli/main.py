@@ -7,6 +7,7 @@ said is in `words`, `tables` and `live`; what is asked of Kubernetes is in `clus
 import json
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import typer
@@ -18,6 +19,7 @@ from ratchet import __version__
 from ratchet.api.v1alpha1.kinds import KINDS, RL_TRAINING_JOB
 from ratchet.cli import live, manifests, tables
 from ratchet.cli.cluster import Cluster, Connect, Resource, Target, connect
+from ratchet.cli.export import Weights, Which, export, of_job
 from ratchet.cli.outcome import EPILOG, CommandError, Exit
 from ratchet.cli.words import ended, value
 
@@ -257,6 +259,44 @@ def checkpoints(
         _data(value(job, "status.checkpoints") or {}, output)
     else:
         _print(tables.checkpoints(job, _now()))
+
+
+@app.command("export", epilog=EPILOG)
+def export_policy(
+    ctx: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(help="A job, s3://… of a checkpoint or a policy, or ./folder.", show_default=False),
+    ],
+    folder: Annotated[Path, typer.Argument(help="To write the policy to.", show_default=False)],
+    weights: Annotated[Weights, typer.Option("--weights", help="Number format of the weights.")] = "float32",
+    checkpoint: Annotated[Which, typer.Option("--checkpoint", help="Of a job.")] = "best",
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", help="Of the bucket. Default: the job's, AWS_ENDPOINT_URL, AWS."),
+    ] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    output: Format = None,
+) -> None:
+    """Write a policy to a folder that the policy server takes.
+
+    Credentials for the bucket are found as by AWS's own tools.
+    """
+    uri, digest, region = source, None, None
+    if not any(mark in source for mark in "/."):
+        job = _job(_cluster(ctx, Target(namespace, context, kubeconfig)), source)
+        uri, digest, its_endpoint, region = of_job(job, checkpoint)
+        endpoint = endpoint or its_endpoint
+    artifact = export(uri, digest, folder, weights, endpoint, region)
+    if output:
+        content = artifact.description.model_dump(mode="json", by_alias=True)
+        _data({"digest": artifact.digest, "folder": str(folder), **content}, output)
+        return
+    lineage = artifact.description.lineage
+    _print(f"{folder}: policy of {lineage.job} at {lineage.steps:,} steps, {weights} weights")
+    _print(f"digest sha256:{artifact.digest}")
 
 
 @app.command(epilog=EPILOG)
