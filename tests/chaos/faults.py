@@ -1,0 +1,74 @@
+"""Plans of trouble. What happens to a request is drawn from a seed and the request itself, not from its time,
+so that a seed means the same trouble on a slow machine.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from proxy import Cut, Drop, Event, EventTrouble, Hold, Plan, Refuse, Request, Stale, Stop, Trouble
+
+T = TypeVar("T")
+MOST_IN_A_ROW = 4
+"""The operator's patience doubles with each failure of a key in a row; tests need not wait for a minute of it."""
+
+
+def drawn(seed: int, *what: object) -> Random:
+    digest = hashlib.sha256(repr((seed, *what)).encode()).digest()
+    return Random(digest)
+
+
+@dataclass
+class Seeded(Plan):
+    """Trouble for some requests and some events, chosen by the seed.
+
+    Args:
+        seed: another one is other trouble.
+        requests: how likely each trouble is for a request that it can befall.
+        events: the same for watch events.
+
+    """
+
+    seed: int
+    requests: dict[Trouble, float]
+    events: dict[EventTrouble, float]
+
+    def request(self, request: Request) -> Trouble | None:
+        if request.resource == "leases" or request.nth % (MOST_IN_A_ROW + 1) == MOST_IN_A_ROW:
+            return None
+        return _choose(drawn(self.seed, request), self.requests, lambda trouble: befalls(trouble, request))
+
+    def event(self, event: Event) -> EventTrouble | None:
+        return _choose(drawn(self.seed, event), self.events, lambda _: True)
+
+
+def befalls(trouble: Trouble, request: Request) -> bool:
+    """Whether a server or a network does this to such a request."""
+    match trouble:
+        case Refuse(status=409):
+            return request.writes
+        case Refuse(status=410):
+            return request.verb == "watch"
+        case Stale():
+            return request.verb == "list"
+        case Cut(when="after" | "middle"):
+            return request.verb != "watch"
+        case _:
+            return True
+
+
+def _choose(random: Random, chances: dict[T, float], possible: Callable[[T], bool]) -> T | None:
+    for trouble, chance in chances.items():
+        if random.random() < chance and possible(trouble):
+            return trouble
+    return None
+
+
+REFUSALS: dict[Trouble, float] = {
+    Refuse(409): 0.1, Refuse(410): 0.1, Refuse(429, retry_after=1): 0.05, Refuse(500): 0.07, Refuse(503): 0.07,
+}  # fmt: skip
+CUTS: dict[Trouble, float] = {Cut("before"): 0.1, Cut("middle"): 0.1, Cut("after"): 0.15}
+LIES: dict[EventTrouble, float] = {Drop(): 0.15, Hold(0.3): 0.15, Hold(1.5): 0.1}
+STOPS: dict[EventTrouble, float] = {Stop(gone=True): 0.05, Stop(gone=False): 0.05}
