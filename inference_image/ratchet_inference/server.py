@@ -85,7 +85,8 @@ class PolicyServer:
         settings = self.settings
         self.listener.draining = True
         log.info("draining", extra={"fields": {"connections": len(self.listener.connections)}})
-        await asyncio.sleep(settings.drain_delay_seconds)
+        if self.residents.current is not None:
+            await asyncio.sleep(settings.drain_delay_seconds)
         await self.listener.drain(settings.drain_seconds)
 
     @property
