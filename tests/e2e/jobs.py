@@ -1,5 +1,7 @@
 """What the cluster tests ask of a training job."""
 
+import json
+
 from cluster import Json, Namespace, progress
 
 
@@ -24,6 +26,14 @@ def one_pod(namespace: Namespace, component: str, job: str) -> Json | None:
         if "deletionTimestamp" not in pod["metadata"]
     ]
     return pods[0] if len(pods) == 1 else None
+
+
+def evict(namespace: Namespace, pod: Json) -> None:
+    """As a drain does: by the eviction API."""
+    name = pod["metadata"]["name"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+    path = f"/api/v1/namespaces/{namespace.name}/pods/{name}/eviction"
+    namespace.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
 
 
 def assert_steps_are_the_accepted_fragments(job: Json) -> None:

@@ -1,11 +1,13 @@
 """What a running job survives on the real cluster, and what it says of input that cannot work."""
 
+import json
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from cluster import Json, Namespace, condition, eventually, progress
-from jobs import assert_steps_are_the_accepted_fragments, checkpointed, one_pod, training
+from jobs import assert_steps_are_the_accepted_fragments, checkpointed, evict, one_pod, training
 
 OPERATOR = Namespace("ratchet-system")
 METRICS = "/api/v1/namespaces/ratchet-system/services/ratchet-metrics:8080/proxy/metrics"
@@ -55,6 +57,57 @@ def test_a_killed_pod_costs_seconds_and_no_step(namespace: Namespace, endless: J
     job = eventually("training goes on", lambda: training(namespace, "endless", then))
     assert_steps_are_the_accepted_fragments(job)
     assert job["status"].get("failuresCounted", 0) == 0
+
+
+def test_a_worker_that_is_evicted_again_and_again_is_replaced_each_time_at_once(
+    namespace: Namespace, endless: Json
+) -> None:
+    """The deadlines are below the waits of ten seconds, twenty and forty that a Job would impose."""
+    namespace.apply(endless)
+    eventually("it trains", lambda: training(namespace, "endless"))
+    for _ in range(3):
+        pod = eventually("one worker runs", lambda: one_pod(namespace, "rollouts", "endless"))
+
+        evict(namespace, pod)
+
+        eventually(
+            "another takes its place",
+            lambda gone=pod["metadata"]["uid"]: (
+                (p := one_pod(namespace, "rollouts", "endless")) and p["metadata"]["uid"] != gone
+            ),
+            deadline=8,
+        )
+    then = progress(namespace.find("rlj", "endless"))["steps"]
+    job = eventually("training goes on", lambda: training(namespace, "endless", then))
+    assert_steps_are_the_accepted_fragments(job)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_an_event_says_so(
+    namespace: Namespace, endless: Json, s3: Any
+) -> None:
+    namespace.apply(endless)
+    first = eventually("a checkpoint is there", lambda: checkpointed(namespace, "endless"))
+    eventually("and another", lambda: checkpointed(namespace, "endless", first["steps"]))
+    namespace.patch("rlj", "endless", {"spec": {"suspend": True}})
+    eventually("no pod is left", lambda: not namespace.list("pods"))
+    bucket, _, key = first["uri"].removeprefix("s3://").partition("/")
+    job_prefix = key.rpartition("/manifests/")[0]
+    listed = s3.list_objects_v2(Bucket=bucket, Prefix=f"{job_prefix}/manifests/")["Contents"]
+    newest = sorted(entry["Key"] for entry in listed)[-1]
+    manifest = json.loads(s3.get_object(Bucket=bucket, Key=newest)["Body"].read())
+    blob = f"{job_prefix}/blobs/sha256/{manifest['blobs']['state']['sha256']}"
+    whole = s3.get_object(Bucket=bucket, Key=blob)["Body"].read()
+
+    s3.put_object(Bucket=bucket, Key=blob, Body=whole[: len(whole) // 2])
+    namespace.patch("rlj", "endless", {"spec": {"suspend": False}})
+
+    told = eventually(
+        "an event says so",
+        lambda: [event for event in namespace.list("events") if event["reason"] == "CheckpointPassedOver"],
+    )
+    assert newest.rpartition("/")[2].removesuffix(".json") in told[0]["message"]
+    job = eventually("it trains past it", lambda: training(namespace, "endless", manifest["steps"]))
+    assert_steps_are_the_accepted_fragments(job)
 
 
 def test_a_wiped_and_a_forged_status_come_right_again(namespace: Namespace, endless: Json) -> None:

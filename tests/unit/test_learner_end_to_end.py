@@ -5,6 +5,7 @@ The tests of one `running` job disturb it one after the other; each leaves it tr
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -157,11 +158,12 @@ class Job:
         now = self.until(lambda status: status.state != "Starting").progress.updates
         return self.until(lambda status: status.progress.updates >= now + 3)
 
+    def store(self) -> CheckpointStore:
+        s3 = S3.model_validate(storage(self.server))
+        return CheckpointStore(self.server.client(), s3, self.config.storage_prefix)
+
     def newest(self) -> Stored:
-        store = CheckpointStore(
-            self.server.client(), S3.model_validate(storage(self.server)), self.config.storage_prefix
-        )
-        loaded = store.newest()
+        loaded = self.store().newest()
         assert loaded is not None
         assert loaded.passed_over == ()
         return loaded.stored
@@ -338,6 +340,30 @@ def test_of_two_trainers_the_older_ends_as_fenced(running: Job):
     assert older.process.wait(PATIENCE_SECONDS) == 14
     assert "a newer trainer has begun" in older.last_words.read_text()
     assert after.progress.steps <= running.until_it_goes_on().progress.steps
+
+
+def test_a_stopped_trainer_that_wakes_up_when_another_has_taken_over_writes_nothing_more(running: Job):
+    """Its next update would be published, and its next checkpoint is long due."""
+    seen, older = running.until_it_goes_on(), running.trainer
+
+    def stored() -> dict[str, int]:
+        return {name: int(name.split("-")[1]) for name in running.store().names()}
+
+    older.process.send_signal(signal.SIGSTOP)
+    try:
+        running.start_trainer()
+        while max(stored().values(), default=0) <= seen.epoch:
+            running.until_it_goes_on()
+        left = {name for name, epoch in stored().items() if epoch <= seen.epoch}
+    finally:
+        older.process.send_signal(signal.SIGCONT)
+
+    assert older.process.wait(PATIENCE_SECONDS) == 14
+    status = running.until_it_goes_on()
+    assert {name for name, epoch in stored().items() if epoch <= seen.epoch} <= left, "the newer one may tidy"
+    with running.redis_server.client() as redis:
+        assert redis.hget(running.key("weights"), "epoch") == str(status.epoch).encode()
+    assert status.progress.steps == status.progress.fragments_accepted * COPIES * STEPS
 
 
 def test_in_mode_bounded_async_two_workers_train_within_the_lag(make_job: Callable[..., Job], s3: S3Server):

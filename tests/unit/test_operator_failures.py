@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from ratchet_operator.kinds import DEPLOYMENT, TRAINING_JOB, labels_of, name_of, spec_of, status_of
+from ratchet_operator.kinds import DEPLOYMENT, TRAINING_JOB, Json, labels_of, name_of, spec_of, status_of
 from world import World, condition, conditions, end_container, new_world
 
 
@@ -32,17 +32,96 @@ def test_each_failure_counts_once_and_numbers_the_next_attempt():
     assert world.all(DEPLOYMENT) == []
 
 
-def test_a_job_deleted_by_its_ttl_goes_when_the_clock_says_so():
+def test_a_job_deleted_by_its_ttl_goes_when_the_clock_says_so_and_not_before():
     world = new_world(ttlSecondsAfterFinished=3600)
     world.settle()
     world.trainer_finished = True
-    world.settle()
-    assert world.get(TRAINING_JOB, "job") is not None
+    world.operate()
+    ended = world.now
 
-    world.now += timedelta(seconds=3600)
+    world.now = ended + timedelta(seconds=3599)
+    world.operate()
+    assert world.get(TRAINING_JOB, "job") is not None
+    assert world.waits == [1.0]
+    world.now = ended + timedelta(seconds=3600)
     world.operate()
 
     assert world.objects == {}
+
+
+def disrupt(pod: Json, by: str) -> None:
+    """As the scheduler, the eviction API or the taint manager takes a pod away."""
+    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": by}]
+
+
+def evict(pod: Json) -> None:
+    """As the kubelet of a node under pressure does."""
+    pod["status"] |= {"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory."}
+
+
+def lose(pod: Json, how: int | str) -> None:
+    match how:
+        case "Evicted":
+            evict(pod)
+        case "OOMKilled":
+            end_container(pod, 137, reason="OOMKilled")
+        case str():
+            disrupt(pod, how)
+        case code:
+            end_container(pod, code, "last words")
+
+
+COUNT, IGNORE = ("Count", 1, 2, None), ("Ignore", 0, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("rules", "how", "means"),
+    [
+        ([], 1, COUNT),
+        ([], 11, COUNT),
+        ([], 13, COUNT),
+        ([], 143, COUNT),
+        ([], "OOMKilled", COUNT),
+        ([], 14, IGNORE),
+        ([], "Evicted", IGNORE),
+        ([], "EvictionByEvictionAPI", IGNORE),
+        ([], "PreemptionByScheduler", IGNORE),
+        ([], "DeletionByTaintManager", IGNORE),
+        ([], 10, ("FailJob", 0, 1, "ConfigurationError")),
+        ([], 12, ("FailJob", 0, 1, "Diverged")),
+        ([], 15, ("FailJob", 0, 1, "CheckpointsUnreadable")),
+        ([{"action": "Ignore", "onExitCodes": {"values": [1, 137]}}], 1, IGNORE),
+        ([{"action": "Count", "onExitCodes": {"values": [12]}}], 12, COUNT),
+        ([{"action": "FailJob", "onExitCodes": {"operator": "NotIn", "values": [13]}}], 1,
+         ("FailJob", 0, 1, "Error")),
+        ([{"action": "FailJob", "onExitCodes": {"operator": "NotIn", "values": [13]}}], 13, COUNT),
+        ([{"action": "FailJob", "onReasons": ["OOMKilled"]}], "OOMKilled", ("FailJob", 0, 1, "OOMKilled")),
+        ([{"action": "Count", "onReasons": ["Evicted"]}], "Evicted", COUNT),
+        ([{"action": "Count", "onReasons": ["Evicted"]}], "EvictionByEvictionAPI", COUNT),
+        ([{"action": "Count", "onReasons": ["Preempted"]}], "PreemptionByScheduler", COUNT),
+        ([{"action": "FailJob", "onReasons": ["NodeLost"]}], "DeletionByPodGC",
+         ("FailJob", 0, 1, "NodeLost")),
+        ([{"action": "Ignore", "onReasons": ["Error"]}, {"action": "Count", "onExitCodes": {"values": [1]}}],
+         1, IGNORE),
+    ],
+)  # fmt: skip
+def test_each_rule_decides_what_an_end_of_the_trainer_means(rules, how, means):
+    world = new_world(failurePolicy={"backoffLimit": 3, "rules": rules})
+    world.settle()
+    (pod,) = world.pods_of("job-trainer")
+
+    lose(pod, how)
+    world.operate()
+    world.operate()
+
+    job = world.get(TRAINING_JOB, "job")
+    (failure,) = status_of(job)["failures"]
+    action, counted, attempt, failed = means
+    found = (failure["action"], status_of(job)["failuresCounted"], status_of(job)["attempt"])
+    assert found == (action, counted, attempt)
+    assert condition(job, "Failed").get("reason") == failed
+    assert world.events.count("TrainerFailed") == 1
 
 
 def test_an_ignored_failure_is_recorded_once_and_starts_no_attempt():

@@ -6,10 +6,11 @@ import pytest
 from ratchet_operator.ledger import Ledger, stamp
 from ratchet_operator.policies.device import choose_device
 from ratchet_operator.policies.failure import Termination, judge, terminations
-from ratchet_operator.policies.finished import seconds_to_live
+from ratchet_operator.policies.finished import GRACE_SECONDS, seconds_to_deadline, seconds_to_live
 from ratchet_operator.policies.progress import seconds_until_due
 from ratchet_operator.policies.waiting import why_not_ready
 
+from ratchet.api.v1alpha1.training import Stop
 from ratchet.api.v1alpha1.trainingjob import FailurePolicy, FailureRule, Gpu, OnExitCodes
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -109,6 +110,28 @@ def test_an_end_with_success_or_by_deletion_is_no_failure():
     going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
 
     assert terminations((done, going), "trainer") == []
+
+
+@pytest.mark.parametrize(
+    ("by", "reason"),
+    [
+        ("PreemptionByScheduler", "Preempted"),
+        ("EvictionByEvictionAPI", "Evicted"),
+        ("DeletionByTaintManager", "NodeLost"),
+        ("DeletionByPodGC", "NodeLost"),
+        ("TerminationByKubelet", "Evicted"),
+    ],
+)
+def test_a_deletion_by_disruption_is_one_end_from_first_to_last_sight(by, reason):
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": by}
+    going = pod(phase="Running", conditions=[condition])
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    gone = pod(phase="Failed", conditions=[condition],
+               containerStatuses=container(0, state={"terminated": {"exitCode": 143}}))  # fmt: skip
+    gone["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+    assert [(end.reason, end.attempt) for end in terminations((going,), "trainer")] == [(reason, 3)]
+    assert terminations((gone,), "trainer") == []
 
 
 @pytest.mark.parametrize(
@@ -230,7 +253,23 @@ def test_time_to_live():
     assert seconds_to_live(ledger, None, NOW) is None
     assert seconds_to_live(Ledger(), 10, NOW) is None
     assert seconds_to_live(ledger, 10, NOW + timedelta(seconds=4)) == 6
+    assert seconds_to_live(ledger, 10, NOW + timedelta(seconds=9.5)) == 0.5
+    assert seconds_to_live(ledger, 10, NOW + timedelta(seconds=10)) == 0
     assert seconds_to_live(ledger, 10, NOW + timedelta(seconds=11)) == 0
+    assert seconds_to_live(ledger, 0, NOW) == 0
+
+
+def test_a_deadline_is_max_duration_and_a_grace_after_active_time_began():
+    ledger, stop = Ledger(active_since=stamp(NOW)), Stop(max_duration="10m")
+    due = timedelta(minutes=10, seconds=GRACE_SECONDS)
+
+    assert seconds_to_deadline(ledger, Stop(max_steps=1), NOW + 2 * due) is None
+    assert seconds_to_deadline(Ledger(), stop, NOW) is None
+    assert seconds_to_deadline(ledger, stop, NOW) == due.total_seconds()
+    assert seconds_to_deadline(ledger, stop, NOW + due - timedelta(seconds=0.5)) == 0.5
+    assert seconds_to_deadline(ledger, stop, NOW + due) == 0
+    assert seconds_to_deadline(ledger, stop, NOW + 2 * due) == 0
+    assert seconds_to_deadline(ledger.model_copy(update={"suspended": True}), stop, NOW + 2 * due) is None
 
 
 def test_progress_is_written_more_rarely_where_there_are_many_jobs():

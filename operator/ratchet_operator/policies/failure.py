@@ -12,6 +12,7 @@ from ratchet_operator.kinds import (
     items,
     labels_of,
     meta,
+    name_of,
     status_of,
     sub,
     uid_of,
@@ -56,7 +57,7 @@ class Termination:
     """One end of one container, by itself or by force.
 
     Attributes:
-        id: pod UID and number of the run, so that it is judged once however often it is seen.
+        id: pod UID and number of the run, or what took the pod away: it is judged once however often seen.
         reason: OOMKilled, Evicted, Preempted, NodeLost, or Error.
 
     """
@@ -89,18 +90,22 @@ _CODES = frozenset(int(code) for code in ExitCode)
 
 def terminations(pods: tuple[Json, ...], container: str) -> list[Termination]:
     """Every end of the named container that can still be seen, oldest first. A pod that is being deleted has
-    not failed, and an exit code of 0 is no failure.
+    not failed, unless it is by a disruption; an exit code of 0 is no failure.
     """
     found: list[tuple[str, Termination]] = []
     for pod in pods:
         if is_deleting(pod):
+            reason = _disruption(pod)
+            if reason is not None and status_of(pod).get("phase") not in ("Failed", "Succeeded"):
+                end = Termination(f"{uid_of(pod)}/{reason}", name_of(pod), _attempt(pod), reason, None, "")
+                found.append((meta(pod)["deletionTimestamp"], end))
             continue
         for run, ended in _ended_runs(pod, container):
             if ended.get("exitCode") == 0:
                 continue
             termination = Termination(
                 id=f"{uid_of(pod)}/{run}",
-                pod=meta(pod).get("name", ""),
+                pod=name_of(pod),
                 attempt=_attempt(pod),
                 reason=_reason(pod, ended),
                 exit_code=ended.get("exitCode"),
@@ -144,10 +149,16 @@ def _reason(pod: Json, ended: Json) -> str:
     if status.get("phase") == "Failed":
         if status.get("reason") in _POD_REASONS:
             return _POD_REASONS[status["reason"]]
-        for condition in items(status, "conditions"):
-            if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
-                return _DISRUPTIONS.get(condition.get("reason", ""), "Error")
+        return _disruption(pod) or "Error"
     return "Error"
+
+
+def _disruption(pod: Json) -> str | None:
+    """What took the pod away, where the cluster says so."""
+    for condition in items(status_of(pod), "conditions"):
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            return _DISRUPTIONS.get(condition.get("reason", ""))
+    return None
 
 
 def judge(policy: FailurePolicy, termination: Termination) -> Action:
