@@ -30,15 +30,29 @@ class ApiError(Exception):
         status: HTTP status; 0 where no answer came.
         reason: metav1.Status reason.
         message: the server's sentence.
+        causes: reasons of its details.
 
     """
 
-    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        retry_after: float | None = None,
+        causes: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         self.reason = reason
         self.message = message
         self.retry_after = retry_after
+        self.causes = causes
+
+    @property
+    def is_namespace_going(self) -> bool:
+        """Whether nothing can be created since the namespace is being deleted."""
+        return self.status == 403 and "NamespaceTerminating" in self.causes
 
 
 async def load_configuration() -> Configuration:
@@ -278,10 +292,12 @@ class ApiServer:
 
 
 def _error(status: int, text: str, retry_after: str | None) -> ApiError:
+    causes: frozenset[str] = frozenset()
     try:
         answer = json.loads(text)
         reason, message = str(answer.get("reason", "")), str(answer.get("message", text))
+        causes = frozenset(str(cause.get("reason")) for cause in items(sub(answer, "details"), "causes"))
     except (ValueError, AttributeError):
         reason, message = "", text[:500]
     wait = float(retry_after) if retry_after and retry_after.isdecimal() else None
-    return ApiError(status, reason, message, wait)
+    return ApiError(status, reason, message, wait, causes)

@@ -5,7 +5,7 @@ once, is not undone by a watch that lags. A deleted UID never comes back.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from ratchet_operator.kinds import (
     JOB_LABEL,
@@ -13,6 +13,7 @@ from ratchet_operator.kinds import (
     POD,
     POOL_LABEL,
     ROLLOUT_POOL,
+    TRAINING_JOB,
     Json,
     Kind,
     items,
@@ -46,10 +47,19 @@ def slim(kind: Kind, obj: Json) -> Json:
             "status": {key: status[key] for key in _POD_STATUS if key in status},
         }
     if kind is NODE:
-        return {"metadata": {"name": metadata.get("name"), "uid": metadata.get("uid"),
-                             "resourceVersion": metadata.get("resourceVersion")},
-                "status": {"allocatable": sub(obj, "status", "allocatable")}}  # fmt: skip
-    return {**obj, "metadata": metadata}
+        allocatable: Json = sub(obj, "status", "allocatable")
+        devices = {resource: amount for resource, amount in allocatable.items() if "/" in resource}
+        kept = {key: metadata.get(key) for key in ("name", "uid", "resourceVersion")}
+        return {"metadata": kept, "status": {"allocatable": devices}}
+    if kind is TRAINING_JOB or kind is ROLLOUT_POOL:
+        return {**obj, "metadata": metadata}
+    return {key: value for key, value in obj.items() if key != "status"} | {"metadata": metadata}
+
+
+def _says_the_same(one: Json, other: Json) -> bool:
+    """Whether two slim versions of an object differ in nothing that is read."""
+    metadata = {**other["metadata"], "resourceVersion": one["metadata"].get("resourceVersion")}
+    return one == {**other, "metadata": metadata}
 
 
 class Store:
@@ -72,7 +82,7 @@ class Store:
         """Take in a version of an object.
 
         Returns:
-            whether it is news, and the version that was known before.
+            whether it says anything new that is read here, and the version that was known before.
 
         """
         uid = uid_of(obj)
@@ -81,6 +91,9 @@ class Store:
             return False, before
         obj = slim(self.kind, obj)
         if before is not None:
+            if _says_the_same(before, obj):
+                self._by_uid[uid] = obj
+                return False, before
             self._unindex(before)
         self._by_uid[uid] = obj
         self._by_name[namespace_of(obj), name_of(obj)] = uid
@@ -139,9 +152,15 @@ class Store:
 
 
 class Cache:
-    """The stores of all watched kinds."""
+    """The stores of all watched kinds.
+
+    Attributes:
+        devices: of each extended resource, the largest number that any one node has.
+
+    """
 
     def __init__(self, kinds: Iterable[Kind]) -> None:
+        self.devices: Mapping[str, int] = {}
         self.stores = {kind.kind: Store(kind) for kind in kinds}
 
     def __getitem__(self, kind: Kind) -> Store:

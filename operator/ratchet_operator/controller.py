@@ -4,13 +4,14 @@ import asyncio
 import logging
 import random
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from ratchet_operator.apiserver import ApiError, ApiServer
 from ratchet_operator.cache import Cache
 from ratchet_operator.execute import Executor
 from ratchet_operator.feed import Feed
-from ratchet_operator.kinds import KIND_BY_NAME, TRAINING_JOB, Json, Key, Kind
+from ratchet_operator.kinds import KIND_BY_NAME, ROLLOUT_POOL, TRAINING_JOB, Json, Key, Kind, uid_of
 from ratchet_operator.metrics import ERRORS, OBJECTS, RECONCILE_SECONDS
 from ratchet_operator.observe import Observer, SecretSightings
 from ratchet_operator.plan import Plan
@@ -24,6 +25,9 @@ from ratchet_operator.workqueue import Lane, WorkQueue
 log = logging.getLogger("ratchet.controller")
 
 
+STATUS_SECONDS = 1.0  # between two writes of one object's status
+BUSY_STATUS_SECONDS = 5.0  # the same while others wait for their first children
+NAMESPACE_SECONDS = 60.0  # until something is tried again in a namespace that was being deleted
 SETTLE_SECONDS = 3.0  # a watch lists many objects; they are answered by one look
 
 
@@ -41,7 +45,8 @@ class Controller:
         # Shorter than the time between two resyncs, so that each of them looks.
         sightings = SecretSightings(api, 0.8 * settings.resync_seconds)
         self._observer = Observer(api, self.cache, sightings, settings.installation, self.trainers.answer)
-        self._executor = Executor(api, self.cache, sightings, settings.pod_name)
+        self._executor = Executor(api, self.feed, sightings, settings.pod_name)
+        self._left: dict[Key, tuple[str, float]] = {}
         self.synced = False
 
     async def resync(self, lane: Lane) -> None:
@@ -56,6 +61,8 @@ class Controller:
             self._settings.namespaces if kind.namespaced and self._settings.namespaces else (None,)
         ):
             listed, version = await self._api.list(kind, namespace, selector)
+            if kind is TRAINING_JOB and self._observer.oldest_news is None:
+                self._observer.oldest_news = version
             for obj in listed:  # items of a list carry neither
                 obj.setdefault("apiVersion", kind.api_version)
                 obj.setdefault("kind", kind.kind)
@@ -100,9 +107,13 @@ class Controller:
             try:
                 well = await self._step(key)
             except ApiError as error:
-                wait = self.queue.failed(key)
                 ERRORS.labels(f"step {key.kind} {error.status}").inc()
-                expected = error.status in (404, 409) or "being terminated" in error.message
+                if error.is_namespace_going:
+                    wait = self._leave(key)
+                    self.queue.done(key)
+                else:
+                    wait = self.queue.failed(key)
+                expected = error.status in (404, 409) or error.is_namespace_going
                 level = logging.INFO if expected else logging.WARNING
                 log.log(level, "step failed", extra={"key": str(key), "error": str(error), "retry_in": wait})
             except Exception:
@@ -123,15 +134,27 @@ class Controller:
         if obj is None:
             self._observer.forget(key)
             self.queue.forget(key)
+            self._left.pop(key, None)
+            return True
+        uid, until = self._left.get(key, ("", 0.0))
+        if uid == uid_of(obj) and time.monotonic() < until:
+            self.queue.add_after(key, until - time.monotonic())
             return True
         now = datetime.now(UTC)
         plan = await self._decide(kind, obj, key, now)
-        refused = await self._executor.execute(key, obj, plan, now)
+        refused: str | None = None
+        if plan.secrets:  # before all else, since the pods need it; then the same step goes on
+            refused = await self._executor.execute(key, obj, replace(plan, status=None, occurrences=()), now)
+            after = replace(plan, secrets=(), apply=(), delete=())
+            if refused is None:
+                after = await self._decide(kind, obj, key, now)
+                after = replace(after, occurrences=(*plan.occurrences, *after.occurrences))
+                self.feed.pools_of(key.namespace, key.name, Lane.NEW)
+            plan = after
+        plan = self._paced(kind, key, plan, now)
+        refused = await self._executor.execute(key, obj, plan, now) or refused
         if plan.status is not None:
             self._observer.progress_written[key] = now
-        if plan.secrets:
-            self.queue.add(key, Lane.CHANGE)
-            self.feed.pools_of(key.namespace, key.name, Lane.CHANGE)
         if plan.requeue_after is not None:
             self.queue.add_after(key, plan.requeue_after)
         if refused is None:
@@ -140,6 +163,34 @@ class Controller:
             return True
         self._observer.refused[key] = refused
         return False
+
+    def _leave(self, key: Key) -> float:
+        """Leave an object alone whose namespace is being deleted, since nothing can be created there: what is
+        to come is its end. Returns for how many seconds.
+        """
+        obj = self.cache[KIND_BY_NAME[key.kind]].get(key.namespace, key.name)
+        if obj is not None:
+            self._left[key] = uid_of(obj), time.monotonic() + NAMESPACE_SECONDS
+            self.queue.add_after(key, NAMESPACE_SECONDS)
+        return NAMESPACE_SECONDS
+
+    def _paced(self, kind: Kind, key: Key, plan: Plan, now: datetime) -> Plan:
+        """The plan, where a status that comes too soon is put off: pods become ready one by one, a new pool
+        has nothing to say before its workers are asked for, and all children go before any status.
+        """
+        if plan.status is None:
+            return plan
+        busy = self.queue.is_anyone_waiting(Lane.NEW)
+        written = self._observer.progress_written.get(key)
+        if written is None and plan.apply and (busy or kind is ROLLOUT_POOL):
+            written = self._observer.progress_written[key] = now
+        elif written is None or plan.occurrences:
+            return plan
+        wait = (BUSY_STATUS_SECONDS if busy else STATUS_SECONDS) - (now - written).total_seconds()
+        if wait <= 0:
+            return plan
+        self.queue.add_after(key, wait)
+        return replace(plan, status=None)
 
     async def _decide(self, kind: Kind, obj: Json, key: Key, now: datetime) -> Plan:
         if kind is TRAINING_JOB:

@@ -3,17 +3,21 @@
 import asyncio
 import logging
 import secrets
+from collections.abc import Awaitable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeVar, cast
 
 from ratchet_operator.apiserver import NO_VERSION, PARTIAL, ApiError, ApiServer
 from ratchet_operator.build.redis import redis_secret
-from ratchet_operator.cache import Cache
+from ratchet_operator.feed import Feed
 from ratchet_operator.kinds import (
     CONFIG_MAP,
     EVENT,
     KIND_BY_NAME,
+    NETWORK_POLICY,
     SECRET,
+    SERVICE,
     Json,
     Key,
     controller_of,
@@ -28,6 +32,8 @@ from ratchet_operator.plan import ABSENT, Apply, CreateRedisSecret, Delete, Occu
 log = logging.getLogger("ratchet.execute")
 
 PASSWORD_BYTES = 32
+BEFORE_PODS = (CONFIG_MAP, SERVICE, NETWORK_POLICY)
+T = TypeVar("T")
 
 
 class Executor:
@@ -35,16 +41,16 @@ class Executor:
 
     Args:
         api: the API server.
-        cache: gets the answers to our own writes at once.
+        feed: gets the answers to our own writes at once.
         sightings: gets the UIDs of Secrets that we made.
         identity: name of this process, for Events.
 
     """
 
-    def __init__(self, api: ApiServer, cache: Cache, sightings: SecretSightings, identity: str) -> None:
+    def __init__(self, api: ApiServer, feed: Feed, sightings: SecretSightings, identity: str) -> None:
         self._api = api
         self._sightings = sightings
-        self._cache = cache
+        self._feed = feed
         self._identity = identity
 
     async def execute(self, key: Key, obj: Json, plan: Plan, now: datetime) -> str | None:
@@ -57,16 +63,18 @@ class Executor:
             ApiError: a request failed and may succeed later.
 
         """
-        refusals = [await self._create_secret(secret) for secret in plan.secrets]
-        first = [apply for apply in plan.apply if apply.kind is CONFIG_MAP]
-        rest = [apply for apply in plan.apply if apply.kind is not CONFIG_MAP]
-        refusals += [await self._apply(key, apply) for apply in first]
-        refusals += await asyncio.gather(*(self._apply(key, apply) for apply in rest))
+        # The ledger goes before what starts by it; what only points at pods goes with it.
+        early = [apply for apply in plan.apply if apply.kind in BEFORE_PODS]
+        late = [apply for apply in plan.apply if apply.kind not in BEFORE_PODS]
+        refusals = await together(
+            *(self._create_secret(secret) for secret in plan.secrets),
+            *(self._apply(key, apply) for apply in early),
+        )
+        refusals += await together(*(self._apply(key, apply) for apply in late))
         if plan.status is not None:
             await self._status(key, plan.status)
-        for occurrence in plan.occurrences:
-            await self._tell(key, obj, occurrence, now)
-        await asyncio.gather(*(self._delete(key, delete) for delete in plan.delete))
+        await together(*(self._tell(key, obj, occurrence, now) for occurrence in plan.occurrences))
+        await together(*(self._delete(key, delete) for delete in plan.delete))
         said = [refusal for refusal in refusals if refusal]
         return "; ".join(said) if said else None
 
@@ -90,14 +98,14 @@ class Executor:
         try:
             live = await self._api.apply(apply.kind, apply.obj, version)
         except ApiError as error:
-            if error.status == 409 and version == NO_VERSION:
+            if error.status == 409 and version == NO_VERSION and apply.kind is not CONFIG_MAP:
                 return await self._occupied(key, apply)
             if error.status == 409:
                 await self._refresh(apply)
             if error.status in (400, 422) or _is_policy(error):
                 return f"{apply.kind.kind} {name}: {error.message}"
             raise
-        self._cache[apply.kind].put(live)
+        self._feed.wrote(apply.kind, live)
         return None
 
     async def _occupied(self, key: Key, apply: Apply) -> str | None:
@@ -117,7 +125,7 @@ class Executor:
         metadata = apply.obj["metadata"]
         live = await self._api.get(apply.kind, metadata["namespace"], metadata["name"])
         if live is not None:
-            self._cache[apply.kind].put(live)
+            self._feed.wrote(apply.kind, live)
 
     async def _status(self, key: Key, patch: Json) -> None:
         kind = KIND_BY_NAME[key.kind]
@@ -127,7 +135,7 @@ class Executor:
             if error.status == 404:
                 return
             raise
-        self._cache[kind].put(live)
+        self._feed.wrote(kind, live)
 
     async def _tell(self, key: Key, obj: Json, occurrence: Occurrence, now: datetime) -> None:
         time = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -168,9 +176,23 @@ class Executor:
         )
         left = await self._api.delete(delete.kind, delete.namespace, delete.name, delete.uid)
         if left is None:
-            self._cache[delete.kind].remove(delete.uid)
+            self._feed.removed(delete.kind, delete.uid)
         else:
-            self._cache[delete.kind].put(left)
+            self._feed.wrote(delete.kind, left)
+
+
+async def together(*requests: Awaitable[T]) -> list[T]:
+    """Their answers; where one fails the others are still waited for, so that none goes on unseen.
+
+    Raises:
+        ApiError: the first failure.
+
+    """
+    answers = await asyncio.gather(*requests, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return cast(list[T], answers)
 
 
 def _is_policy(error: ApiError) -> bool:
@@ -179,5 +201,5 @@ def _is_policy(error: ApiError) -> bool:
         error.status == 403
         and "cannot patch resource" not in error.message
         and ("cannot create resource" not in error.message)
-        and "being terminated" not in error.message
+        and not error.is_namespace_going
     )

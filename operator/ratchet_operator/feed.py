@@ -1,7 +1,6 @@
 """From a change of an object to the keys that need a step."""
 
 import asyncio
-from collections.abc import Mapping
 
 from ratchet_operator.cache import WORKS_FOR, Cache
 from ratchet_operator.kinds import (
@@ -27,6 +26,8 @@ from ratchet_operator.metrics import WATCH_MISSED
 from ratchet_operator.observe import most_devices_on_a_node
 from ratchet_operator.workqueue import Lane, WorkQueue
 
+CHILDREN_SECONDS = 0.1  # from a change of a child to the step that it asks for
+
 
 def key_of(obj: Json, kind: Kind) -> Key:
     """The key of an object."""
@@ -39,7 +40,6 @@ class Feed:
     def __init__(self, cache: Cache, queue: WorkQueue) -> None:
         self._cache = cache
         self._queue = queue
-        self._devices: Mapping[str, int] = {}
         self.relist_wanted = asyncio.Event()
 
     def seen(self, kind: Kind, obj: Json, lane: Lane = Lane.CHANGE) -> bool:
@@ -48,6 +48,22 @@ class Feed:
         if news:
             self._tell(kind, obj, before, lane)
         return news
+
+    def wrote(self, kind: Kind, obj: Json) -> None:
+        """The answer to a write of ours, which the watch will repeat and is no news then."""
+        news, before = self._cache[kind].put(obj)
+        if not news:
+            return
+        if kind is ROLLOUT_POOL:
+            self._queue.add(key_of(obj, kind), Lane.NEW if before is None else Lane.EDIT)
+        elif kind is CONFIG_MAP and before is not None:  # the ledger says whether the job has ended
+            owner = controller_of(obj)
+            if owner is not None:
+                self.pools_of(namespace_of(obj), owner["name"], Lane.CHANGE)
+
+    def removed(self, kind: Kind, uid: str) -> None:
+        """We deleted it, and it is gone."""
+        self._cache[kind].remove(uid)
 
     def listed(self, kind: Kind, obj: Json) -> bool:
         """An object in a watch's own list. A list does not say what is gone, so that has to be found out."""
@@ -93,21 +109,24 @@ class Feed:
         namespace = namespace_of(obj)
         if kind in (TRAINING_JOB, ROLLOUT_POOL):
             edited = before is not None and _was_edited(before, obj)
-            self._queue.add(key_of(obj, kind), Lane.EDIT if edited else lane)
+            better = Lane.EDIT if edited else Lane.NEW if before is None else lane
+            self._queue.add(key_of(obj, kind), min(lane, better))
             if kind is TRAINING_JOB and (before is None or edited):
                 self.pools_of(namespace, name_of(obj), lane)
         owner = controller_of(obj)
         if owner is not None and owner.get("kind") in (TRAINING_JOB.kind, ROLLOUT_POOL.kind):
-            self._queue.add(Key(owner["kind"], namespace, owner["name"]), lane)
+            self._soon(Key(owner["kind"], namespace, owner["name"]), lane)
             if kind is CONFIG_MAP:
                 self.pools_of(namespace, owner["name"], lane)
             return
         for label, owner_kind in ((JOB_LABEL, TRAINING_JOB), (POOL_LABEL, ROLLOUT_POOL)):
             value = labels_of(obj).get(label)
             if value is not None:
-                self._queue.add(
-                    Key(owner_kind.kind, namespace, self._named(owner_kind, namespace, value)), lane
-                )
+                self._soon(Key(owner_kind.kind, namespace, self._named(owner_kind, namespace, value)), lane)
+
+    def _soon(self, key: Key, lane: Lane) -> None:
+        """Changes of children come in flocks, and many repeat what we wrote: one step for all of them."""
+        self._queue.add_after(key, CHILDREN_SECONDS, lane)
 
     def _named(self, kind: Kind, namespace: str, label: str) -> str:
         """The name behind a label value; it differs only where the name was too long for a label."""
@@ -119,9 +138,9 @@ class Feed:
 
     def _nodes_changed(self) -> None:
         devices = most_devices_on_a_node(list(self._cache[NODE]))
-        if devices == self._devices:
+        if devices == self._cache.devices:
             return
-        self._devices = devices
+        self._cache.devices = devices
         for job in self._cache[TRAINING_JOB]:
             if sub(job, "spec", "trainer", "gpu"):
                 self._queue.add(key_of(job, TRAINING_JOB), Lane.CHANGE)

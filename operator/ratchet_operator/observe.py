@@ -34,6 +34,7 @@ from ratchet_operator.kinds import (
     spec_of,
     sub,
     uid_of,
+    version_of,
 )
 from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.reconcile.job import JobSeen, user_secrets
@@ -91,6 +92,11 @@ class Observer:
     Args:
         trainer_of: the newest answer of the trainer of the job with a UID.
 
+    Attributes:
+        oldest_news: resourceVersion of the first whole list of jobs; what is newer was made later.
+        refused: what the API server said about a child that it would not take.
+        progress_written: when this operator last wrote an object's status.
+
     """
 
     def __init__(
@@ -106,33 +112,49 @@ class Observer:
         self._sightings = sightings
         self._installation = installation
         self._trainer_of = trainer_of
+        self._met: dict[Key, str] = {}
+        self.oldest_news: int | None = None
         self.refused: dict[Key, str] = {}
         self.progress_written: dict[Key, datetime] = {}
 
     def forget(self, key: Key) -> None:
         """The object is gone."""
+        self._met.pop(key, None)
         self.refused.pop(key, None)
         self.progress_written.pop(key, None)
+
+    def _is_newborn(self, job: Json, key: Key) -> bool:
+        """Whether a job was made under our eyes and no step was tried for it: then it has no children, and we
+        need not ask. Should it have some after all, their creation is refused, and the next step asks.
+        """
+        known = self._met.get(key) == uid_of(job)
+        self._met[key] = uid_of(job)
+        return not known and self.oldest_news is not None and version_of(job) > self.oldest_news
 
     def _named(self, kind: Kind, namespace: str, label: str, value: str) -> dict[str, Json]:
         if kind not in self._cache:
             return {}
         return {name_of(obj): obj for obj in self._cache[kind].labelled(namespace, label, value)}
 
-    async def _config_map(self, context: JobContext) -> Json | None:
+    async def _config_map(self, context: JobContext, newborn: bool = False) -> Json | None:
         """The cached ConfigMap; where the cache has none, a look at the truth, since it holds the ledger."""
         live = self._cache[CONFIG_MAP].get(context.namespace, context.config_name)
-        if live is None:
+        if live is None and not newborn:
             live = await self._api.get(CONFIG_MAP, context.namespace, context.config_name)
             if live is not None:
                 self._cache[CONFIG_MAP].put(live)
         return live
 
-    async def _secrets(self, context: JobContext, in_doubt: bool) -> dict[str, str | None]:
+    async def _secrets(
+        self, context: JobContext, in_doubt: bool, newborn: bool = False
+    ) -> dict[str, str | None]:
         names = set(user_secrets(context)) | {context.redis_secret_name}
         seen: dict[str, str | None] = {}
         for name in sorted(names):
             owner = context.uid if context.is_redis_managed and name == context.redis_name else None
+            if newborn and owner is not None:
+                seen[name] = None
+                continue
             seen[name] = await self._sightings.uid(context.namespace, name, owner, in_doubt)
         return seen
 
@@ -147,8 +169,9 @@ class Observer:
         namespace, label = context.namespace, label_value(context.name)
         pods = self._cache[POD].labelled(namespace, JOB_LABEL, label)
         in_doubt = not all(is_ready(pod) for pod in pods)
+        newborn = self._is_newborn(job, key)
         config_map, secrets = await asyncio.gather(
-            self._config_map(context), self._secrets(context, in_doubt)
+            self._config_map(context, newborn), self._secrets(context, in_doubt, newborn)
         )
         return JobSeen(
             installation=self._installation,
@@ -159,7 +182,7 @@ class Observer:
             pool=self._cache[ROLLOUT_POOL].get(namespace, context.pool_name),
             pods=tuple(pods),
             secrets=secrets,
-            devices=most_devices_on_a_node(list(self._cache[NODE])) if NODE in self._cache else None,
+            devices=self._cache.devices if NODE in self._cache else None,
             trainer=self._trainer_of(context.uid),
             refused=self.refused.get(key),
             progress_written=self.progress_written.get(key),

@@ -52,6 +52,7 @@ class TrainerWatch:
         self._changed = changed
         self._answers: dict[str, TrainerStatus] = {}
         self._misses: dict[str, int] = {}
+        self._round = 0
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
     def answer(self, uid: str) -> TrainerStatus | None:
@@ -66,8 +67,15 @@ class TrainerWatch:
                 for uid in (self._answers.keys() | self._misses.keys()) - pods.keys():
                     self._answers.pop(uid, None)
                     self._misses.pop(uid, None)
-                await asyncio.gather(*(self._ask(session, uid, *pods[uid]) for uid in pods))
+                await asyncio.gather(
+                    *(self._ask(session, uid, *pods[uid]) for uid in pods if self._is_due(uid))
+                )
+                self._round += 1
                 await asyncio.sleep(max(self._interval, SECONDS_PER_TRAINER * len(pods)))
+
+    def _is_due(self, uid: str) -> bool:
+        """Every round; more and more rarely where nobody has answered for long."""
+        return self._round % 2 ** min(4, max(0, self._misses.get(uid, 0) - MISSES_FORGIVEN)) == 0
 
     def _trainers(self) -> dict[str, tuple[Json, str]]:
         """Job by UID, and the address of its trainer."""

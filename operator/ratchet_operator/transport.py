@@ -70,12 +70,30 @@ def _register(handlers: kopf.OperatorRegistry, kind: Kind, feed: Feed) -> None:
     kopf.on.event(kind.group, kind.version, kind.plural, registry=handlers, id=kind.plural)(seen)  # pyright: ignore[reportUnknownMemberType]
 
 
+class NoMemory(kopf.DiffBaseStorage):
+    """Keeps no last-seen state of objects. Only handlers that detect changes need one, and there are none;
+    the deep copies that it is made of are most of an event's cost (0.56 ms with it, 0.13 ms without).
+    """
+
+    def build(self, *, body: kopf.Body, extra_fields: object = None) -> kopf.BodyEssence:
+        """Nothing is essential."""
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        """Nothing was kept."""
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        """Nothing is written."""
+
+
 def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     """Kopf as a transport: no peering, no scanning, no Events, no writes."""
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.peering.standalone = True
     chosen.scanning.disabled = True
+    chosen.persistence.diffbase_storage = NoMemory()
     chosen.networking.request_timeout = 20
     chosen.networking.connect_timeout = 10
     chosen.watching.connect_timeout = 10

@@ -1,4 +1,4 @@
-"""One queue of keys: what a user changed goes before what changed by itself, and that before resyncs.
+"""One queue of keys: what a user changed goes before what is new, then what changed by itself, then resyncs.
 
 A key waits once however often it is added, is worked on by one worker at a time, and backs off on errors.
 """
@@ -17,8 +17,9 @@ class Lane(IntEnum):
     """Who goes first."""
 
     EDIT = 0
-    CHANGE = 1
-    RESYNC = 2
+    NEW = 1
+    CHANGE = 2
+    RESYNC = 3
 
 
 STARVATION = 16  # after so many of a better lane in a row, one of a worse lane is served
@@ -130,13 +131,18 @@ class WorkQueue:
         key, _ = self._lanes[lane].popitem(last=False)
         return key
 
+    def is_anyone_waiting(self, lane: Lane) -> bool:
+        """Whether a key waits in this lane or a better one."""
+        return any(self._lanes[better] for better in Lane if better <= lane)
+
     def oldest_age(self) -> float:
         """Seconds that the oldest key waits."""
         now = self._clock()
         return max((now - since for lane in self._lanes for since in lane.values()), default=0.0)
 
     def depth(self) -> int:
-        """How many keys wait or are worked on."""
+        """How many keys wait for a worker or have one; not those whose time has not come."""
+        self._promote()
         return sum(len(lane) for lane in self._lanes) + len(self._working)
 
     def measure(self) -> None:

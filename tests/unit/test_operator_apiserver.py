@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -13,15 +14,26 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
 from ratchet_operator.apiserver import PARTIAL, ApiError, ApiServer, Bucket
 from ratchet_operator.cache import Cache
+from ratchet_operator.controller import Controller
 from ratchet_operator.execute import Executor
+from ratchet_operator.feed import Feed
 from ratchet_operator.kinds import CONFIG_MAP, DEPLOYMENT, LEASE, SECRET, SERVICE, TRAINING_JOB, Key, uid_of
 from ratchet_operator.leader import LEASE_NAME, Lock
 from ratchet_operator.observe import SecretSightings
 from ratchet_operator.plan import ABSENT, Apply, CreateRedisSecret, Delete, Occurrence, Plan
+from ratchet_operator.settings import Settings
+from ratchet_operator.workqueue import Lane, WorkQueue
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = Key("RLTrainingJob", "team", "job")
 JOB = {"metadata": {"name": "job", "namespace": "team", "uid": "job-uid", "resourceVersion": "1"}}
+
+SPEC = {
+    "environment": {"id": "CartPole-v1"},
+    "algorithm": {"type": "PPO", "ppo": {}},
+    "checkpoint": {"s3": {"bucket": "bucket"}},
+    "stop": {"maxSteps": 1000},
+}
 
 
 class FakeServer:
@@ -32,6 +44,7 @@ class FakeServer:
         self.log: list[tuple[str, str]] = []
         self.accepted: list[str] = []
         self.fail: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        self.going: set[str] = set()
         self._numbers = itertools.count(1)
 
     def answer(self, status: int, message: str, reason: str = "") -> web.Response:
@@ -51,6 +64,10 @@ class FakeServer:
             return self._get(path)
         if request.method == "DELETE":
             return self._delete(path, body)
+        if "team" in self.going:
+            causes = {"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]}
+            said = "unable to create new content in namespace team because it is being terminated"
+            return web.json_response({"reason": "Forbidden", "message": said, "details": causes}, status=403)
         return self._write(request, path, body)
 
     def _get(self, path: str) -> web.Response:
@@ -113,7 +130,8 @@ def against(scenario: Callable[[FakeServer, ApiServer], Awaitable[None]]) -> Non
 
 def executor(api: ApiServer) -> tuple[Executor, Cache, SecretSightings]:
     cache, sightings = Cache([TRAINING_JOB, DEPLOYMENT, SERVICE, CONFIG_MAP]), SecretSightings(api)
-    return Executor(api, cache, sightings, "operator-1"), cache, sightings
+    feed = Feed(cache, WorkQueue(time.monotonic))
+    return Executor(api, feed, sightings, "operator-1"), cache, sightings
 
 
 def named(kind: Any, name: str) -> dict[str, Any]:
@@ -148,7 +166,61 @@ def test_what_was_applied_is_in_the_cache_at_once():
         assert await execute.execute(KEY, JOB, plan, NOW) is None
 
         assert cache[SERVICE].get("team", "s") is not None
-        assert fake.log[0][1].endswith("configmaps/c")
+        assert cache[CONFIG_MAP].get("team", "c") is not None
+
+    against(scenario)
+
+
+def test_what_starts_by_the_ledger_waits_for_it():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        execute, _, _ = executor(api)
+        fake.fail["PATCH", CONFIG_MAP.path("team", "c")] = [(409, "the object has been modified")]
+        plan = Plan(
+            apply=(
+                Apply(DEPLOYMENT, named(DEPLOYMENT, "d"), "spec"),
+                Apply(CONFIG_MAP, named(CONFIG_MAP, "c"), "metadata.annotations", "7"),
+            )
+        )
+
+        with pytest.raises(ApiError):
+            await execute.execute(KEY, JOB, plan, NOW)
+
+        assert DEPLOYMENT.path("team", "d") not in fake.objects
+
+    against(scenario)
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+def test_in_a_namespace_that_is_being_deleted_one_step_is_tried_and_no_more():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        fake.going.add("team")
+        controller = Controller(Settings(nodes_visible=False), api)
+        job = {**named(TRAINING_JOB, "job"), "spec": SPEC}
+        job["metadata"] |= {"uid": "job-uid", "resourceVersion": "5", "generation": 1}
+        controller.feed.seen(TRAINING_JOB, job)
+        worker = asyncio.create_task(controller.work())
+        writes = lambda: [entry for entry in fake.log if entry[0] != "GET"]  # noqa: E731
+        await eventually(lambda: bool(writes()) and not controller.queue.depth())
+        tried = len(writes())
+
+        for lane in (Lane.CHANGE, Lane.EDIT):
+            controller.queue.add(KEY, lane)
+            await eventually(lambda: not controller.queue.depth())
+        assert len(writes()) == tried
+
+        # Its successor in a namespace of the same name has another UID.
+        fake.going.clear()
+        controller.feed.gone(TRAINING_JOB, job)
+        again = {**job, "metadata": {**job["metadata"], "uid": "another", "resourceVersion": "6"}}
+        controller.feed.seen(TRAINING_JOB, again)
+        await eventually(lambda: DEPLOYMENT.path("team", "job-trainer") in fake.objects)
+        worker.cancel()
 
     against(scenario)
 

@@ -1,7 +1,6 @@
 """Caches and feed: nothing older replaces newer, nothing deleted lingers, and the right keys are told."""
 
 import asyncio
-import time
 
 from ratchet_operator.cache import Cache, Store
 from ratchet_operator.feed import Feed
@@ -32,9 +31,18 @@ def test_an_older_version_is_no_news():
     store = Store(DEPLOYMENT)
     store.put(obj("a", "1", 10))
 
-    assert store.put(obj("a", "1", 9))[0] is False
-    assert store.put(obj("a", "1", 10))[0] is False
-    assert store.put(obj("a", "1", 11))[0] is True
+    assert store.put(obj("a", "1", 9, team="x"))[0] is False
+    assert store.put(obj("a", "1", 10, team="x"))[0] is False
+    assert store.put(obj("a", "1", 11, team="x"))[0] is True
+
+
+def test_what_nobody_reads_is_no_news_and_the_newest_version_is_known_all_the_same():
+    store = Store(DEPLOYMENT)
+    store.put(obj("a", "1", 10))
+
+    assert store.put({**obj("a", "1", 11), "status": {"readyReplicas": 1}})[0] is False
+    assert store.put(obj("a", "1", 10, team="x"))[0] is False
+    assert store.get("team", "a")["metadata"]["resourceVersion"] == "11"
 
 
 def test_a_deleted_object_does_not_come_back_by_a_late_answer():
@@ -75,9 +83,19 @@ def test_managed_fields_are_not_kept():
     assert "managedFields" not in found["metadata"]
 
 
+class Clock:
+    """Moves on by a second whenever somebody looks, so that nothing is waited for."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
 def feed() -> tuple[Feed, Cache, WorkQueue]:
     cache = Cache([TRAINING_JOB, ROLLOUT_POOL, POD, CONFIG_MAP, NODE, DEPLOYMENT])
-    queue = WorkQueue(time.monotonic)
+    queue = WorkQueue(Clock())
     return Feed(cache, queue), cache, queue
 
 
@@ -137,6 +155,7 @@ def test_a_status_of_the_job_does_not_wake_its_pools_and_an_edit_does():
 
     status = obj("job", "j", 3)
     status["metadata"]["generation"] = 1
+    status["status"] = {"attempt": 1}
     into.seen(TRAINING_JOB, status)
     assert told(queue) == ["RLTrainingJob/job"]
 
@@ -161,3 +180,32 @@ def test_nodes_matter_only_when_their_devices_change():
     heartbeat["status"] = node["status"]
     into.seen(NODE, heartbeat)
     assert told(queue) == []
+
+
+def test_a_pool_that_we_wrote_is_looked_at_though_the_watch_repeats_it():
+    into, _, queue = feed()
+    pool = obj("pool", "p", 2, owner=("RLTrainingJob", "job"))
+    pool["spec"] = {"trainingJobRef": {"name": "job"}, "replicas": 1}
+
+    into.wrote(ROLLOUT_POOL, pool)
+    into.seen(ROLLOUT_POOL, pool)
+    assert told(queue) == ["RolloutPool/pool"]
+
+    scaled = obj("pool", "p", 3, owner=("RLTrainingJob", "job"))
+    scaled["spec"] = {"trainingJobRef": {"name": "job"}, "replicas": 2}
+    into.wrote(ROLLOUT_POOL, scaled)
+    into.seen(ROLLOUT_POOL, scaled)
+    assert told(queue) == ["RolloutPool/pool"]
+
+
+def test_the_pools_of_a_job_learn_what_we_wrote_into_its_ledger():
+    into, _, queue = feed()
+    pool = obj("pool", "p", 1)
+    pool["spec"] = {"trainingJobRef": {"name": "job"}}
+    into.seen(ROLLOUT_POOL, pool)
+    into.wrote(CONFIG_MAP, obj("job-config", "c", 2, owner=("RLTrainingJob", "job")))
+    told(queue)
+
+    into.wrote(CONFIG_MAP, obj("job-config", "c", 3, owner=("RLTrainingJob", "job"), ended="yes"))
+
+    assert told(queue) == ["RolloutPool/pool"]

@@ -37,9 +37,10 @@ def test_an_edit_overtakes_a_burst_and_a_resync_waits_for_it():
     queue.add(key("resync"), Lane.RESYNC)
     for number in range(5):
         queue.add(key(number), Lane.CHANGE)
+    queue.add(key("new"), Lane.NEW)
     queue.add(key("edited"), Lane.EDIT)
 
-    assert drained(queue) == ["edited", "0", "1", "2", "3", "4", "resync"]
+    assert drained(queue) == ["edited", "new", "0", "1", "2", "3", "4", "resync"]
 
 
 def test_a_key_waits_once_and_moves_up():
