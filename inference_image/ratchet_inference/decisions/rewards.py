@@ -52,12 +52,20 @@ class Standing(Enum):
 
 
 class Waiting(Generic[T]):
-    """Names that wait for a reward, by last activity, and names whose wait is over. Both are bounded."""
+    """Names that wait for a reward, by last activity, and names whose wait is over. Both are bounded.
 
-    def __init__(self, window: float, capacity: int) -> None:
+    Args:
+        window: seconds that a name waits after it was last seen.
+        capacity: names that wait, and names whose wait is over.
+        seen: when a name was last seen, of what is known of it.
+
+    """
+
+    def __init__(self, window: float, capacity: int, seen: Callable[[T], float]) -> None:
         self._window = window
         self._capacity = capacity
-        self._open: OrderedDict[str, tuple[float, T]] = OrderedDict()
+        self._seen = seen
+        self._open: OrderedDict[str, T] = OrderedDict()
         self._over: OrderedDict[str, tuple[bool, T]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -65,26 +73,34 @@ class Waiting(Generic[T]):
 
     def get(self, name: str) -> T | None:
         """What is known of a name."""
-        found = self._open.get(name) or self._over.get(name)
-        return found[1] if found else None
+        value = self._open.get(name)
+        if value is None:
+            over = self._over.get(name)
+            return over[1] if over else None
+        return value
 
-    def wait(self, name: str, value: T, now: float) -> None:
-        """Waits a whole window from now, unless its wait is over."""
-        if name not in self._over:
-            self._open[name] = (now, value)
-            self._open.move_to_end(name)
+    def wait(self, name: str, value: T) -> T | None:
+        """Waits from when the value says it was seen, unless the wait is over.
 
-    def crowded_out(self) -> T | None:
-        """Forgets the one that has waited longest, where more wait than there is room for."""
-        return self._open.popitem(last=False)[1][1] if len(self._open) > self._capacity else None
+        Returns:
+            What has waited longest and is forgotten for want of room, if so.
+
+        """
+        waiting = self._open
+        if name in waiting:
+            waiting.move_to_end(name)
+        elif name in self._over:
+            return None
+        waiting[name] = value
+        return waiting.popitem(last=False)[1] if len(waiting) > self._capacity else None
 
     def ended(self, now: float, most: int) -> Iterator[tuple[str, T]]:
         """Ends the waits whose window has passed, oldest first."""
         for _ in range(most):
             if not self._open:
                 return
-            name, (since, value) = next(iter(self._open.items()))
-            if now - since <= self._window:
+            name, value = next(iter(self._open.items()))
+            if now - self._seen(value) <= self._window:
                 return
             self._end(name, value, rewarded=False)
             yield name, value
@@ -93,7 +109,7 @@ class Waiting(Generic[T]):
         """Takes a reward; every later one of the same name is a duplicate."""
         waiting = self._open.get(name)
         if waiting is not None:
-            self._end(name, waiting[1], rewarded=True)
+            self._end(name, waiting, rewarded=True)
             return Standing.AWAITED
         over = self._over.get(name)
         if over is None:
@@ -111,8 +127,9 @@ class Waiting(Generic[T]):
             self._over.popitem(last=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Episode:
+    seen: float
     total: Tally
     cohort: Tally
 
@@ -136,8 +153,8 @@ class Rewards:
         self._record = record
         self._settings = settings
         self._clock = clock
-        self._decisions: Waiting[None] = Waiting(settings.window, settings.capacity)
-        self._episodes: Waiting[_Episode] = Waiting(settings.window, settings.capacity)
+        self._decisions: Waiting[float] = Waiting(settings.window, settings.capacity, lambda seen: seen)
+        self._episodes: Waiting[_Episode] = Waiting(settings.window, settings.capacity, lambda one: one.seen)
         self._returns = Returns()
         self._counts: Counter[str] = Counter()
         self._decided = 0
@@ -145,20 +162,17 @@ class Rewards:
     def decided(self, decision: Decision) -> None:
         """Waits for the reward of a decision and for the return of its episode."""
         now = decision.time
-        decisions, episodes = self._decisions, self._episodes
-        decisions.wait(decision.id, None, now)
-        if len(decisions) > self._settings.capacity:
-            decisions.crowded_out()
+        if self._decisions.wait(decision.id, now) is not None:
             self._counts["forgotten"] += 1
         name = decision.episode
         if name is not None:
-            episode = episodes.get(name)
+            episode = self._episodes.get(name)
             if episode is None:
-                episode = _Episode(*self._returns.tallies(decision.arm, decision.digest, now))
+                episode = _Episode(now, *self._returns.tallies(decision.arm, decision.digest, now))
                 episode.total.started += 1
                 episode.cohort.started += 1
-            episodes.wait(name, episode, now)
-            lost = episodes.crowded_out()
+            episode.seen = now
+            lost = self._episodes.wait(name, episode)
             if lost:
                 lost.total.missing += 1
                 lost.cohort.missing += 1
