@@ -1,7 +1,8 @@
 """Leader election by a Lease, with the protocol of `kubernetes.aio.leaderelection`.
 
 Its own LeaseLock lets a broken connection escape from the renewal loop, and never gives the Lease back;
-this lock reads and writes plain JSON, answers every failure as a failure, and can be released.
+this lock reads and writes plain JSON, answers every failure as a failure, and can be released. A leader that
+can't renew stops RETRY_PERIOD + RENEW_DEADLINE seconds after its last renewal, which is before LEASE_SECONDS.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.leaderelection.leaderelection import LeaderElection
 from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
 from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 
@@ -101,6 +103,25 @@ class Lock(BaseLock):
             "acquireTime": held.get("acquireTime") if same and held.get("acquireTime") else now,
             "renewTime": now,
         }
+
+
+class Election(LeaderElection):
+    """Gives up in time also where the API server says nothing at all.
+
+    The library looks at its deadline only between two tries, and a try may wait for an answer for longer than
+    the Lease lasts: by then another one leads.
+    """
+
+    async def renew_loop(self) -> None:
+        """Renew until that fails for RENEW_DEADLINE."""
+        while True:
+            try:
+                async with asyncio.timeout(RENEW_DEADLINE):
+                    while not await self.try_acquire_or_renew():  # noqa: ASYNC110
+                        await asyncio.sleep(RETRY_PERIOD)
+            except TimeoutError:
+                return
+            await asyncio.sleep(RETRY_PERIOD)
 
 
 class RoundTrip:

@@ -10,13 +10,19 @@ from collections.abc import Coroutine
 from typing import Any
 
 from kubernetes.aio.leaderelection.electionconfig import Config
-from kubernetes.aio.leaderelection.leaderelection import LeaderElection
 
 from ratchet_operator import logs, transport
 from ratchet_operator.apiserver import ApiError, ApiServer, Bucket, load_configuration
 from ratchet_operator.controller import Controller
 from ratchet_operator.kinds import API_VERSION, ROLLOUT_POOL, TRAINING_JOB, items
-from ratchet_operator.leader import LEASE_SECONDS, RENEW_DEADLINE, RETRY_PERIOD, Lock, RoundTrip
+from ratchet_operator.leader import (
+    LEASE_SECONDS,
+    RENEW_DEADLINE,
+    RETRY_PERIOD,
+    Election,
+    Lock,
+    RoundTrip,
+)
 from ratchet_operator.metrics import LEADER
 from ratchet_operator.settings import Settings
 from ratchet_operator.web import Web
@@ -38,6 +44,7 @@ class Operator:
         self._lock = Lock(api, settings.pod_namespace, settings.pod_name)
         self._round_trip = RoundTrip(api, settings.pod_namespace, settings.pod_name)
         self._stop = asyncio.Event()
+        self._leading: asyncio.Task[None] | None = None
         self.controller = Controller(settings, api)
 
     def trouble(self) -> str | None:
@@ -58,7 +65,7 @@ class Operator:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
-        election = LeaderElection(
+        election = Election(
             Config(
                 self._lock,
                 lease_duration=LEASE_SECONDS,
@@ -81,9 +88,12 @@ class Operator:
             ]
             done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             stopped = self._stop.is_set()
-            for task in pending:
+            # Nothing may be written any more once the Lease is given back. The election starts the leading in
+            # a task of its own.
+            ending = [*pending, *([self._leading] if self._leading is not None else [])]
+            for task in ending:
                 task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+            await asyncio.gather(*ending, return_exceptions=True)
             for task in done:
                 if task.exception() is not None:
                     log.error("broke", extra={"task": task.get_name(), "error": repr(task.exception())})
@@ -97,6 +107,7 @@ class Operator:
 
     async def _lead(self) -> None:
         """Everything that a leader does; when any part of it ends, the process does."""
+        self._leading = asyncio.current_task()
         LEADER.set(1)
         self._round_trip.leading_since = asyncio.get_running_loop().time()
         log.info("leading")

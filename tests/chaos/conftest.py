@@ -45,7 +45,7 @@ def clean(chart: Chart, tmp_path_factory: pytest.TempPathFactory) -> Life:
 
     async def untroubled() -> Life:
         async with stage(chart, tmp_path_factory.mktemp("clean")) as on, on.proxy() as proxy, on.operator(proxy):
-            life = on.life(proxy, "clean")
+            life = on.life("clean", proxy)
             await life.live()
             return life
 

@@ -70,7 +70,7 @@ class Life:
 
     api: Api
     kubelet: Kubelet
-    proxy: Proxy
+    proxies: tuple[Proxy, ...]
     namespace: str
     states: list[State] = field(default_factory=list[State])
     uid: str = ""
@@ -83,9 +83,7 @@ class Life:
             AssertionError: a scene does not end as it should.
 
         """
-        await self.api.request("POST", "/api/v1/namespaces", {"metadata": {
-            "name": self.namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
-        }})  # fmt: skip
+        await self.settle_in()
         for number, (scene, end) in enumerate(SCENES.items()):
             await scene(self)
             if as_before is None:
@@ -94,7 +92,7 @@ class Life:
 
                 await eventually(f"{end} after {scene.__name__}", over)
             elif scene is not removal:
-                await self._becomes(as_before.states[number], scene.__name__)
+                await self.becomes(as_before.states[number], scene.__name__)
             if scene is not removal:
                 self.states.append(await self.state())
 
@@ -113,10 +111,16 @@ class Life:
 
     def quiet(self) -> bool:
         """Whether the operator has written nothing for a while."""
-        writes = self.proxy.writes(self.namespace)
-        return bool(writes) and time.monotonic() - writes[-1].at > QUIET
+        last = max((write.at for proxy in self.proxies for write in proxy.writes(self.namespace)), default=None)
+        return last is not None and time.monotonic() - last > QUIET
 
-    async def _becomes(self, wanted: State, scene: str) -> None:
+    async def settle_in(self) -> None:
+        """Make the namespace."""
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        space = {"metadata": {"name": self.namespace, "labels": labels}}
+        await self.api.request("POST", "/api/v1/namespaces", space)
+
+    async def becomes(self, wanted: State, scene: str) -> None:
         state: State = {}
 
         async def same() -> bool:
@@ -169,11 +173,11 @@ class Life:
 
     def creations(self) -> Counter[tuple[str, str]]:
         """How often the operator made each object; Events apart, which may be lost and never come twice."""
-        return Counter({
-            (resource, self._plain(name)): count
-            for (resource, name), count in self.proxy.creations(self.namespace).items()
-            if resource != EVENT.plural
-        })  # fmt: skip
+        made: Counter[tuple[str, str]] = Counter()
+        for proxy in self.proxies:
+            for (resource, name), count in proxy.creations(self.namespace).items():
+                made[resource, self._plain(name)] += count * (resource != EVENT.plural)
+        return +made
 
     def pods(self) -> Counter[tuple[str, str]]:
         """How many pods ran, by component and attempt."""

@@ -30,8 +30,8 @@ class Stage:
     def operator(self, proxy: Proxy, name: str = "ratchet-0", *, restart: bool = True) -> Operator:
         return Operator(self.chart, proxy, self.logs / f"{name}.log", name, restart)
 
-    def life(self, proxy: Proxy, namespace: str) -> Life:
-        return Life(self.api, self.kubelet, proxy, namespace)
+    def life(self, namespace: str, *proxies: Proxy) -> Life:
+        return Life(self.api, self.kubelet, proxies, namespace)
 
 
 @asynccontextmanager

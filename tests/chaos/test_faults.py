@@ -23,7 +23,7 @@ JOBS = 3
 def test_a_life_without_trouble_makes_each_object_once(clean: Life):
     again = {"replicasets"}  # a pool's workers go when it is suspended, and come again
     assert {name: count for (kind, name), count in clean.creations().items() if count > 1 and kind not in again} == {}
-    assert {record.status for record in clean.proxy.writes()} <= {200, 201}
+    assert {record.status for proxy in clean.proxies for record in proxy.writes()} <= {200, 201}
 
 
 @pytest.mark.parametrize("name", TROUBLES)
@@ -33,7 +33,7 @@ def test_trouble_changes_nothing_for_a_job(name: str, clean: Life, chart: Chart,
 
     async def troubled() -> tuple[list[Life], Counter[str]]:
         async with stage(chart, tmp_path) as on, on.proxy(plan) as proxy, on.operator(proxy) as operator:
-            lives = [on.life(proxy, f"trouble-{seed}-{number}") for number in range(JOBS)]
+            lives = [on.life(f"trouble-{seed}-{number}", proxy) for number in range(JOBS)]
             await asyncio.gather(*(life.live(clean) for life in lives))
             assert operator.codes == [], operator.log.read_text()[-2000:]
             return lives, proxy.made

@@ -30,7 +30,7 @@ def test_the_operator_killed_after_the_nth_write_for_every_n(clean: Life, chart:
     async def killed() -> Life:
         async with stage(chart, tmp_path) as on, on.proxy(plan, one_write_at_a_time=True) as proxy:
             async with on.operator(proxy) as plan.operator:
-                life = on.life(proxy, "killed")
+                life = on.life("killed", proxy)
                 await life.live(clean)
                 return life
 
