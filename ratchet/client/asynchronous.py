@@ -1,7 +1,7 @@
 """The client for asyncio, of one event loop. It does what the blocking one does, for many callers at once."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,11 +12,11 @@ from ratchet.client.contract import (
     act_body,
     batch_body,
     encode,
+    good,
     read_action,
     read_batch,
     read_json,
     reward_body,
-    trouble,
 )
 from ratchet.client.errors import PolicyError, TimedOut, Unreachable
 from ratchet.client.http import Answer, Reading
@@ -114,19 +114,25 @@ class AsyncClient(ClientBase["_Connection"]):
     async def _ask(
         self, path: str, body: bytes, seconds: float, episode: str | None, read: Callable[[Answer], T]
     ) -> T:
+        request = self.endpoint.post(path, body)
+
+        async def once() -> T:
+            async with self._room:
+                return read(good(await self._exchange(request, episode)))
+
+        return await self._try(seconds, once)
+
+    async def _try(self, seconds: float, once: Callable[[], Awaitable[T]]) -> T:
+        """Awaits `once` until it has an answer, or there is none to be had."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        request = self.endpoint.post(path, body)
         self._budget.request()
         self.counts["requests"] += 1
         attempt = 1
         while True:
             try:
-                async with asyncio.timeout_at(deadline), self._room:
-                    answer = await self._exchange(request, episode)
-                error = trouble(answer)
-                if error is None:
-                    return read(answer)
+                async with asyncio.timeout_at(deadline):
+                    return await once()
             except TimeoutError:
                 error = TimedOut("no answer in time")
             except PolicyError as problem:

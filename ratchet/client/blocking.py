@@ -12,11 +12,11 @@ from ratchet.client.contract import (
     act_body,
     batch_body,
     encode,
+    good,
     read_action,
     read_batch,
     read_json,
     reward_body,
-    trouble,
 )
 from ratchet.client.errors import PolicyError, TimedOut, Unreachable
 from ratchet.client.http import Answer, Reading
@@ -127,17 +127,18 @@ class Client(ClientBase["_Connection"]):
     def _ask(
         self, path: str, body: bytes, seconds: float, episode: str | None, read: Callable[[Answer], T]
     ) -> T:
-        deadline = time.monotonic() + seconds
         request = self.endpoint.post(path, body)
+        return self._try(seconds, lambda deadline: read(good(self._exchange(request, deadline, episode))))
+
+    def _try(self, seconds: float, once: Callable[[float], T]) -> T:
+        """Calls `once` with the deadline until it has an answer, or there is none to be had."""
+        deadline = time.monotonic() + seconds
         self._budget.request()
         self.counts["requests"] += 1
         attempt = 1
         while True:
             try:
-                answer = self._exchange(request, deadline, episode)
-                error = trouble(answer)
-                if error is None:
-                    return read(answer)
+                return once(deadline)
             except PolicyError as problem:
                 error = problem
             pause = self._budget.pause(error, attempt, deadline - time.monotonic())
@@ -172,28 +173,12 @@ class Client(ClientBase["_Connection"]):
 class _Connection:
     """One socket, for one request at a time.
 
-    Raises:
-        Unreachable: nobody listens there, or the certificate is not trusted.
-        TimedOut: the deadline (of time.monotonic) passed.
-
+    Raises what `connect` raises.
     """
 
     def __init__(self, endpoint: Endpoint, deadline: float) -> None:
         self.begun = False
-        try:
-            self._socket = socket.create_connection((endpoint.host, endpoint.port), _left(deadline))
-            try:
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if endpoint.tls:
-                    self._socket.settimeout(_left(deadline))
-                    self._socket = endpoint.tls.wrap_socket(self._socket, server_hostname=endpoint.host)
-            except OSError:
-                self._socket.close()
-                raise
-        except TimeoutError as error:
-            raise TimedOut(f"no connection to {endpoint} in time") from error
-        except OSError as error:
-            raise Unreachable(f"no connection to {endpoint}: {error}") from error
+        self._socket = connect(endpoint, deadline)
 
     def exchange(self, request: bytes, deadline: float) -> Answer:
         """Sends a request and receives its answer; after any error the connection is closed.
@@ -204,13 +189,13 @@ class _Connection:
         """
         reading = Reading()
         try:
-            self._socket.settimeout(_left(deadline))
+            self._socket.settimeout(left(deadline))
             self._socket.sendall(request)
             while True:
                 answer = reading.feed(self._socket.recv(READ))
                 if answer is not None:
                     return answer
-                self._socket.settimeout(_left(deadline))
+                self._socket.settimeout(left(deadline))
         except PolicyError:
             self.close()
             raise
@@ -228,8 +213,34 @@ class _Connection:
         self._socket.close()
 
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
+def connect(endpoint: Endpoint, deadline: float) -> socket.socket:
+    """A new connection.
+
+    Raises:
+        Unreachable: nobody listens there, or the certificate is not trusted.
+        TimedOut: the deadline (of time.monotonic) passed.
+
+    """
+    try:
+        made = socket.create_connection((endpoint.host, endpoint.port), left(deadline))
+        try:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if endpoint.tls:
+                made.settimeout(left(deadline))
+                made = endpoint.tls.wrap_socket(made, server_hostname=endpoint.host)
+        except (OSError, PolicyError):
+            made.close()
+            raise
+    except TimeoutError as error:
+        raise TimedOut(f"no connection to {endpoint} in time") from error
+    except OSError as error:
+        raise Unreachable(f"no connection to {endpoint}: {error}") from error
+    return made
+
+
+def left(deadline: float) -> float:
+    """Seconds until then; raises TimedOut where there are none."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
         raise TimedOut("no answer in time")
-    return left
+    return seconds

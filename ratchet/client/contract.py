@@ -8,7 +8,7 @@ from itertools import count
 from math import isfinite
 from typing import Any, NamedTuple, cast
 
-from ratchet.client.errors import BadAnswer, Failed, Overloaded, PolicyError, Refused
+from ratchet.client.errors import BadAnswer, Failed, Overloaded, Refused
 from ratchet.client.http import Answer
 
 CLIENT = "client"
@@ -207,18 +207,30 @@ def safe_action(fallback: Fallback, observation: Any, mask: Any) -> Any:
     return fallback
 
 
-def trouble(answer: Answer) -> PolicyError | None:
-    """Why an answer is none; None where it is a good one."""
+def good(answer: Answer) -> Answer:
+    """The answer, if it is one.
+
+    Raises:
+        Overloaded, Failed, Refused: what its status says.
+
+    """
     status = answer.status
     if 200 <= status < 300:
-        return None
+        return answer
     code, words = _reason(answer.body)
     words = words or f"the server answered {status}"
     if status in (429, 503):
-        return Overloaded(words, _seconds(answer.headers))
+        raise Overloaded(words, _seconds(answer.headers))
     if status >= 500:
-        return Failed(words)
-    return Refused(words, status, code)
+        raise Failed(words)
+    raise Refused(words, status, code)
+
+
+def message(body: bytes) -> Answer:
+    """A message over a WebSocket as an answer; it has the server's word for an error in place of a status."""
+    code, _ = _reason(body) if b'"error"' in body else ("", "")
+    status = 200 if not code else {"overloaded": 503, "no-policy": 503, "internal": 500}.get(code, 400)
+    return Answer(status, {}, body, True)
 
 
 def _reason(body: bytes) -> tuple[str, str]:
