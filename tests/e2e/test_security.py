@@ -275,6 +275,11 @@ def written(kind: str) -> float:
 def test_policies_come_and_go_with_the_charts_value_while_training_goes_on(
     namespace: Namespace, endless: Json, values: Callable[..., None]
 ) -> None:
+    # What lives there still would get policies too, which a dying namespace refuses for ever.
+    eventually(
+        "no earlier test's namespace is on its way out",
+        lambda: all(n["status"]["phase"] == "Active" for n in namespace.list("namespaces")),
+    )
     values(networkPolicies_enabled="true")
     namespace.apply(endless)
     steps = progress(eventually("it trains", lambda: training(namespace, "endless")))["steps"]
