@@ -72,8 +72,15 @@ def persist(
             on_failure()
             spent = patience.clock() - begun
             if spent >= patience.total:
-                raise RedisUnreachable(
-                    f"Redis did not answer for {spent:.0f} seconds: {type(error).__name__}: {error}"
-                ) from None
+                raise RedisUnreachable(_sentence(error, spent)) from None
         patience.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, patience.longest)
+
+
+def _sentence(error: Exception, spent: float) -> str:
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return (
+            f"Redis had no room for {spent:.0f} seconds: raise experience.managed.maxMemory, "
+            "or the maxmemory of the job's own Redis"
+        )
+    return f"Redis did not answer for {spent:.0f} seconds: {type(error).__name__}: {error}"

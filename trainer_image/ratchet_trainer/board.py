@@ -14,7 +14,7 @@ class Board:
     def __init__(self, status: TrainerStatus) -> None:
         self._lock = threading.Lock()
         self._status = status
-        self._beat = time.monotonic()
+        self._beat = self._asked = time.monotonic()
 
     def pin(self, status: TrainerStatus) -> None:
         """Replaces the status."""
@@ -25,6 +25,16 @@ class Board:
     def beat(self) -> None:
         """The learner is alive."""
         self._beat = time.monotonic()
+
+    def ask(self) -> TrainerStatus:
+        """The status, for who must hear how training ended."""
+        self._asked = time.monotonic()
+        return self.status
+
+    @property
+    def seconds_unasked(self) -> float:
+        """Since `ask` was last called."""
+        return time.monotonic() - self._asked
 
     @property
     def status(self) -> TrainerStatus:

@@ -58,7 +58,7 @@ from ratchet_trainer.web import serve  # noqa: E402
 log = logging.getLogger("ratchet_trainer")
 
 STORAGE_PATIENCE_SECONDS = 120.0
-UNHEARD_SECONDS = 60.0
+UNHEARD_SECONDS, LOOK_FOR_THE_END_SECONDS = 60.0, 0.5
 LOOK_FOR_WORKERS_SECONDS = 0.1
 T = TypeVar("T")
 
@@ -233,10 +233,15 @@ def _spaces(channel: LearnerChannel, stop: threading.Event, board: Board) -> Env
 
 
 def _serve_until_heard(stop: threading.Event, board: Board) -> Board:
-    """A finished trainer goes on saying so until the operator has heard it and takes it away. Where nobody
-    does, nobody can ask: then its last words must be enough.
+    """A finished trainer goes on saying so until the operator, which has heard it, takes it away. One that
+    nobody asks ends: then its last words must be enough.
     """
-    stop.wait(UNHEARD_SECONDS)
+    finished = time.monotonic()
+    while not stop.wait(LOOK_FOR_THE_END_SECONDS):
+        board.beat()
+        if min(board.seconds_unasked, time.monotonic() - finished) >= UNHEARD_SECONDS:
+            log.info("ends, for nobody asks how it went")
+            break
     return board
 
 

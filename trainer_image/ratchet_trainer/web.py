@@ -18,7 +18,7 @@ def serve(board: Board, registry: CollectorRegistry, port: int) -> ThreadingHTTP
         def do_GET(self) -> None:
             match self.path.partition("?")[0]:
                 case "/status":
-                    body = board.status.model_dump_json(by_alias=True, exclude_none=True).encode()
+                    body = board.ask().model_dump_json(by_alias=True, exclude_none=True).encode()
                     self._answer(HTTPStatus.OK, "application/json", body)
                 case "/metrics":
                     self._answer(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest(registry))
