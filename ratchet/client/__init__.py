@@ -7,6 +7,7 @@ with Client("http://cartpole:8080", fallback=0) as client:
 from ratchet.client.asynchronous import AsyncClient
 from ratchet.client.blocking import Client
 from ratchet.client.contract import Action
+from ratchet.client.episodes import AsyncEpisode, Episode
 from ratchet.client.errors import (
     BadAnswer,
     Failed,
@@ -21,8 +22,10 @@ from ratchet.client.retrying import Retries
 __all__ = [
     "Action",
     "AsyncClient",
+    "AsyncEpisode",
     "BadAnswer",
     "Client",
+    "Episode",
     "Failed",
     "Overloaded",
     "PolicyError",

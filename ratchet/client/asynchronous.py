@@ -42,14 +42,14 @@ class AsyncClient(ClientBase["_Connection"]):
         seed: int | None = None,
     ) -> Action:
         """As `Client.act`."""
-        id_ = self._names.next()
+        id_ = self.names.next()
         try:
             body = act_body(observation, id_, episode, mask, deterministic, temperature, seed)
             return await self._ask(
                 "/v1/act", body, self._timeout, episode, lambda answer: read_action(answer, id_)
             )
         except PolicyError as error:
-            return self._instead(error, observation, mask, id_)
+            return self.instead(error, observation, mask, id_)
 
     async def act_batch(
         self,
@@ -62,7 +62,7 @@ class AsyncClient(ClientBase["_Connection"]):
         seed: int | None = None,
     ) -> list[Action]:
         """As `Client.act_batch`."""
-        ids = [self._names.next() for _ in observations]
+        ids = [self.names.next() for _ in observations]
         try:
             body = batch_body(observations, ids, episodes, masks, deterministic, temperature, seed)
             return await self._ask(
@@ -70,7 +70,7 @@ class AsyncClient(ClientBase["_Connection"]):
             )
         except PolicyError as error:
             return [
-                self._instead(error, observation, None if masks is None else masks[i], ids[i])
+                self.instead(error, observation, None if masks is None else masks[i], ids[i])
                 for i, observation in enumerate(observations)
             ]
 
@@ -101,6 +101,10 @@ class AsyncClient(ClientBase["_Connection"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def attempt(self, once: Callable[[], Awaitable[T]]) -> T:
+        """As `Client.attempt`; the deadline cancels `once`."""
+        return await self._try(self._timeout, once)
 
     async def _send(self, body: dict[str, Any], episode: str | None) -> bool:
         try:

@@ -50,10 +50,8 @@ class Endpoint:
         host = f"[{self.host}]" if ":" in self.host else self.host
         authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         self._base = parts.path.rstrip("/")
-        self._rest = (
-            f" HTTP/1.1\r\nHost: {host}:{self.port}\r\n{authorization}"
-            "Content-Type: application/json\r\nContent-Length: "
-        )
+        self._common = f" HTTP/1.1\r\nHost: {host}:{self.port}\r\n{authorization}"
+        self._rest = f"{self._common}Content-Type: application/json\r\nContent-Length: "
         self._heads: dict[str, bytes] = {}
 
     def __str__(self) -> str:
@@ -65,6 +63,10 @@ class Endpoint:
         if head is None:
             head = self._heads[path] = f"POST {self._base}{path}{self._rest}".encode()
         return b"%b%d\r\n\r\n%b" % (head, len(body), body)
+
+    def get(self, path: str, headers: str) -> bytes:
+        """A whole request without a body; each header ends with a line's end."""
+        return f"GET {self._base}{path}{self._common}{headers}\r\n".encode()
 
 
 class Pool(Generic[C]):
@@ -146,13 +148,13 @@ class ClientBase(Generic[C]):
         self._timeout = timeout
         self._reward_timeout = reward_timeout
         self._budget = Budget(retries)
-        self._names = Names()
+        self.names = Names()
         self._connections = connections
         self._pool: Pool[C] = Pool()
         self._warned = -WARN_SECONDS
         self._unsaid = 0
 
-    def _instead(self, error: PolicyError, observation: Any, mask: Any, id_: str) -> Action:
+    def instead(self, error: PolicyError, observation: Any, mask: Any, id_: str) -> Action:
         """The safe action in place of an answer; the error itself where it is asked for."""
         self._failed(error, "a safe action was taken instead")
         self.counts["fallbacks"] += 1

@@ -53,12 +53,12 @@ class Client(ClientBase["_Connection"]):
             PolicyError: there is no answer, and `strict` is set.
 
         """
-        id_ = self._names.next()
+        id_ = self.names.next()
         try:
             body = act_body(observation, id_, episode, mask, deterministic, temperature, seed)
             return self._ask("/v1/act", body, self._timeout, episode, lambda answer: read_action(answer, id_))
         except PolicyError as error:
-            return self._instead(error, observation, mask, id_)
+            return self.instead(error, observation, mask, id_)
 
     def act_batch(
         self,
@@ -71,13 +71,13 @@ class Client(ClientBase["_Connection"]):
         seed: int | None = None,
     ) -> list[Action]:
         """One action for each of several observations, in one request; arguments and errors as `act`."""
-        ids = [self._names.next() for _ in observations]
+        ids = [self.names.next() for _ in observations]
         try:
             body = batch_body(observations, ids, episodes, masks, deterministic, temperature, seed)
             return self._ask("/v1/act", body, self._timeout, None, lambda answer: read_batch(answer, ids))
         except PolicyError as error:
             return [
-                self._instead(error, observation, None if masks is None else masks[i], ids[i])
+                self.instead(error, observation, None if masks is None else masks[i], ids[i])
                 for i, observation in enumerate(observations)
             ]
 
@@ -114,6 +114,15 @@ class Client(ClientBase["_Connection"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def attempt(self, once: Callable[[float], T]) -> T:
+        """Calls `once` with the deadline (of time.monotonic) of an action, again where that may help.
+
+        Raises:
+            PolicyError: of the last attempt.
+
+        """
+        return self._try(self._timeout, once)
 
     def _send(self, body: dict[str, Any], episode: str | None) -> bool:
         try:
