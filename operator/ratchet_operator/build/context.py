@@ -131,7 +131,7 @@ class PoolContext:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Labels of a worker Job and its pods."""
+        """Labels of a worker set and its pods."""
         return {**self.selector, JOB_UID_LABEL: self.job.uid, **_recommended("rollouts")}
 
 
