@@ -16,6 +16,7 @@ from ratchet_inference.asking import Question
 from ratchet_inference.chain import Batch, Outcome, Step, answer
 from ratchet_inference.fitting import Fitting
 from ratchet_inference.problems import Problem, bad_request
+from ratchet_inference.remembering import Remembering
 from ratchet_inference.seams import Floats, Policy, Residents
 from ratchet_inference.sessions import Session, Sessions
 from ratchet_inference.stats import Stats
@@ -33,6 +34,7 @@ class Batching:
         delay_seconds: that a question may have to wait; one that would wait longer is refused.
         deterministic: for questions that do not say.
         arm: of this server.
+        remembered: answers to deterministic questions that are kept; 0 keeps none.
 
     """
 
@@ -40,6 +42,7 @@ class Batching:
     delay_seconds: float = 0.1
     deterministic: bool = False
     arm: str = "stable"
+    remembered: int = 0
 
 
 class Answering:
@@ -58,6 +61,7 @@ class Answering:
         self._stats = stats
         self._settings = settings
         self._record = record
+        self._answer_rows = Remembering(settings.remembered).answer if settings.remembered else answer
         self._loop = asyncio.get_running_loop()
         self._fittings: dict[str, Fitting] = {}
         self._waiting: list[Question] = []
@@ -173,7 +177,7 @@ class Answering:
             sessions = self._sessions(asked, policy)
             batch = self._batch(asked, sessions, policy)
             tally = self._stats.tally(self._settings.arm, policy.digest, policy.spec.action)
-            outcome = answer(step, others, batch, tally, self._settings.most)
+            outcome = self._answer_rows(step, others, batch, tally, self._settings.most)
             if policy.recurrent_size and outcome.states is not None and sessions:
                 for session, state in zip(sessions, outcome.states, strict=True):
                     if session:

@@ -57,7 +57,11 @@ class PolicyServer:
             )
         self.sessions = Sessions(settings.max_sessions, settings.session_seconds)
         batching = Batching(
-            settings.max_batch, settings.max_delay_ms / 1000, settings.deterministic, settings.arm
+            settings.max_batch,
+            settings.max_delay_ms / 1000,
+            settings.deterministic,
+            settings.arm,
+            settings.response_cache,
         )
         self.answering = Answering(
             residents, self.sessions, self.stats, batching, recording.decided if recording else None

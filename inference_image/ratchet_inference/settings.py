@@ -32,6 +32,7 @@ class Settings:
     host: str = _choice("0.0.0.0", "address to listen on")  # noqa: S104 - a server in a container
     port: int = _choice(8080, "to listen on; 0 takes a free one")
     deterministic: bool = _choice(False, "take the most likely action where a request does not say")
+    response_cache: int = _choice(0, "answers to deterministic requests that are kept")
     max_batch: int = _choice(256, "observations that the policy is asked at once")
     max_observations: int = _choice(4096, "in one request")
     max_delay_ms: float = _choice(100.0, "that a request may wait before requests are refused with 503")

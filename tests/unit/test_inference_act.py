@@ -293,6 +293,29 @@ def test_each_decision_is_logged_once_with_what_it_was_decided_from():
     assert row.fallback is None
 
 
+def test_a_deterministic_answer_is_remembered_and_a_sampled_one_is_not():
+    watched = Broken(policy(), lambda decisions: decisions)
+    pair = Pair(watched)
+    with serving(pair, response_cache=2) as running:
+        first = running.act(observation=OBSERVATION, deterministic=True)[1]
+        again = running.act(observation=OBSERVATION, deterministic=True)[1]
+        assert len(watched.batches) == 1
+        assert (again["action"], again["logProbability"]) == (first["action"], first["logProbability"])
+        assert again["id"] != first["id"]
+        forbidden = [i != first["action"] for i in range(3)]
+        assert (
+            running.act(observation=OBSERVATION, deterministic=True, mask=forbidden)[1]["action"]
+            != first["action"]
+        )
+        running.act(observation=OBSERVATION)
+        assert len(watched.batches) == 3
+        running.act(observations=[[0, 0, 0, i] for i in range(4)], deterministic=True)
+        running.act(observation=OBSERVATION, deterministic=True)  # was pushed out
+        assert len(watched.batches) == 5
+        running.call(lambda: setattr(pair, "current", policy("b", seed=1)))
+        assert running.act(observation=OBSERVATION, deterministic=True)[1]["digest"][0] == "b"
+
+
 def test_stats_are_of_their_schema_and_count_every_request():
     with serving(Pair(policy())) as running:
         for _ in range(3):
