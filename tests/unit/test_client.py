@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -553,6 +555,17 @@ def test_rubbish_is_an_error_of_the_family(first: bytes, second: bytes):
     except PolicyError:
         return
     raise AssertionError("neither an answer nor an error")
+
+
+def test_the_client_needs_nothing_but_python():
+    """It is imported into programs that control things, whose packages are their own."""
+    script = (
+        "import sys; import ratchet.client; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    found = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+    ours = {"__main__", "ratchet"}
+    others = {name for name in found.stdout.split() if name not in sys.stdlib_module_names | ours}
+    assert {name for name in others if not name.startswith(("_", "sitecustomize"))} == set()
 
 
 def test_ids_are_json_and_short():

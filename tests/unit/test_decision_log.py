@@ -315,6 +315,9 @@ def test_a_full_spool_gives_up_its_oldest_files(bucket: S3, tmp_path: Path):
     written(tmp_path, decision(1), decision(2))
     old = next(tmp_path.rglob("*.parquet"))
     os.utime(old, (1, 1))
+    rubbish = tmp_path / "rubbish.parquet"
+    rubbish.write_bytes(b"PAR1")
+    os.utime(rubbish, (0, 0))
     log = uploading(bucket, tmp_path, refuse, spool_bytes=old.stat().st_size)
     log.record(decision(3))
     log.start()

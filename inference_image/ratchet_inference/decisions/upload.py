@@ -117,8 +117,11 @@ class Uploader:
         return [(path, size) for _, path, size in sorted(found)]
 
     def _give_up(self, path: Path) -> None:
-        with contextlib.suppress(OSError):
+        try:
             rows = parquet.read_metadata(path).num_rows
+        except (OSError, ValueError):
+            rows = 0  # It was no file of ours, or is gone.
+        with contextlib.suppress(OSError):
             path.unlink()
             self.lost_rows += rows
             log.error("the spool is full: %d rows of %s are lost", rows, path.name)
