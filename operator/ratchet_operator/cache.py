@@ -4,8 +4,11 @@ An object is never replaced by an older version of itself, so that the answer to
 once, is not undone by a watch that lags. A deleted UID never comes back.
 """
 
+import json
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from ratchet_operator.kinds import (
     JOB_LABEL,
@@ -56,10 +59,29 @@ def slim(kind: Kind, obj: Json) -> Json:
     return {key: value for key, value in obj.items() if key != "status"} | {"metadata": metadata}
 
 
-def _says_the_same(one: Json, other: Json) -> bool:
-    """Whether two slim versions of an object differ in nothing that is read."""
-    metadata = {**other["metadata"], "resourceVersion": one["metadata"].get("resourceVersion")}
-    return one == {**other, "metadata": metadata}
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A slim object as text, a seventh of the memory of its parts; and for its reader a copy of his own."""
+
+    version: int
+    namespace: str
+    name: str
+    text: bytes
+    """Without its resourceVersion: equal texts say the same."""
+
+    @classmethod
+    def of(cls, kind: Kind, obj: Json) -> "Packed":
+        """From an object as the API server gives it."""
+        kept = slim(kind, obj)
+        metadata = {key: value for key, value in kept["metadata"].items() if key != "resourceVersion"}
+        text = json.dumps({**kept, "metadata": metadata}, separators=(",", ":")).encode()
+        return cls(version_of(obj), sys.intern(namespace_of(obj)), name_of(obj), text)
+
+    def unpack(self) -> Json:
+        """The object."""
+        obj = json.loads(self.text)
+        obj["metadata"]["resourceVersion"] = str(self.version)
+        return obj
 
 
 class Store:
@@ -67,7 +89,7 @@ class Store:
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
-        self._by_uid: dict[str, Json] = {}
+        self._by_uid: dict[str, Packed] = {}
         self._by_name: dict[tuple[str, str], str] = {}
         self._by_label: dict[tuple[str, str, str], dict[str, None]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
@@ -76,61 +98,64 @@ class Store:
         return len(self._by_uid)
 
     def __iter__(self) -> Iterator[Json]:
-        return iter(list(self._by_uid.values()))
+        return (packed.unpack() for packed in list(self._by_uid.values()))
 
     def put(self, obj: Json) -> tuple[bool, Json | None]:
         """Take in a version of an object.
 
         Returns:
-            whether it says anything new that is read here, and the version that was known before.
+            whether it says anything new that is read here, and then the version that was known before.
 
         """
         uid = uid_of(obj)
         before = self._by_uid.get(uid)
-        if uid in self._gone or (before is not None and version_of(obj) <= version_of(before)):
-            return False, before
-        obj = slim(self.kind, obj)
-        if before is not None:
-            if _says_the_same(before, obj):
-                self._by_uid[uid] = obj
-                return False, before
-            self._unindex(before)
-        self._by_uid[uid] = obj
-        self._by_name[namespace_of(obj), name_of(obj)] = uid
+        if uid in self._gone or (before is not None and version_of(obj) <= before.version):
+            return False, None
+        packed = Packed.of(self.kind, obj)
+        self._by_uid[uid] = packed
+        if before is not None and before.text == packed.text:
+            return False, None
+        known = before.unpack() if before is not None else None
+        if known is not None:
+            self._unindex(known)
+        self._by_name[packed.namespace, packed.name] = uid
         for at in self._labels(obj):
             self._by_label.setdefault(at, {})[uid] = None
-        return True, before
+        return True, known
 
     def remove(self, uid: str) -> Json | None:
         """Forget an object for good; returns what was known of it."""
         self._gone[uid] = None
         if len(self._gone) > _TOMBSTONES:
             self._gone.popitem(last=False)
-        before = self._by_uid.pop(uid, None)
-        if before is not None:
-            self._unindex(before)
+        packed = self._by_uid.pop(uid, None)
+        if packed is None:
+            return None
+        before = packed.unpack()
+        self._unindex(before)
         return before
 
     def missing_from(self, listed: Iterable[Json], namespaces: tuple[str, ...], version: int) -> list[Json]:
         """What is known here and not in a list of this resourceVersion: deleted while nobody watched."""
         there = {uid_of(obj) for obj in listed}
         return [
-            obj
-            for uid, obj in self._by_uid.items()
+            packed.unpack()
+            for uid, packed in self._by_uid.items()
             if uid not in there
-            and version_of(obj) <= version
-            and (not namespaces or namespace_of(obj) in namespaces)
+            and packed.version <= version
+            and (not namespaces or packed.namespace in namespaces)
         ]
 
     def get(self, namespace: str, name: str) -> Json | None:
         """The object with this name."""
         uid = self._by_name.get((namespace, name))
-        return self._by_uid.get(uid) if uid is not None else None
+        return self._by_uid[uid].unpack() if uid is not None else None
 
     def labelled(self, namespace: str, label: str, value: str) -> list[Json]:
         """The objects with this value of JOB_LABEL, POOL_LABEL or WORKS_FOR, by name."""
         uids = self._by_label.get((namespace, label, value), {})
-        return sorted((self._by_uid[uid] for uid in uids), key=name_of)
+        found = sorted((self._by_uid[uid] for uid in uids), key=lambda packed: packed.name)
+        return [packed.unpack() for packed in found]
 
     def _labels(self, obj: Json) -> list[tuple[str, str, str]]:
         labels, namespace = labels_of(obj), namespace_of(obj)

@@ -5,6 +5,7 @@ from typing import Any
 
 import kopf
 from kopf._core.engines.peering import Identity
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes.aio.client.configuration import Configuration
 
 from ratchet_operator.feed import Feed
@@ -87,6 +88,15 @@ class NoMemory(kopf.DiffBaseStorage):
         """Nothing is written."""
 
 
+class NoMemories(ResourceMemories):
+    """Keeps nothing of an object between two of its events: no handler of ours has anything to remember."""
+
+    async def recall(self, raw_body: kopf.RawBody, **kwargs: Any) -> ResourceMemory:
+        """A new memory."""
+        kwargs["ephemeral"] = True
+        return await super().recall(raw_body, **kwargs)
+
+
 def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     """Kopf as a transport: no peering, no scanning, no Events, no writes."""
     chosen = kopf.OperatorSettings()
@@ -112,6 +122,7 @@ async def run(settings: Settings, feed: Feed, configuration: Configuration) -> N
     await kopf.operator(
         registry=registry(settings, feed, configuration),
         settings=kopf_settings(settings),
+        memories=NoMemories(),
         identity=Identity(settings.pod_name),  # else kopf looks for a user name, and a random UID has none
         standalone=True,
         clusterwide=not settings.namespaces,

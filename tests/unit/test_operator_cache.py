@@ -65,6 +65,15 @@ def test_a_new_object_of_the_same_name_takes_the_name_and_keeps_it():
     assert found["metadata"]["uid"] == "2"
 
 
+def test_what_a_reader_changes_is_his_own_copy():
+    store = Store(DEPLOYMENT)
+    store.put({**obj("a", "1", 10), "spec": {"replicas": 1}})
+
+    store.get("team", "a")["spec"]["replicas"] = 2
+
+    assert store.get("team", "a")["spec"] == {"replicas": 1}
+
+
 def test_labels_that_change_move_the_object():
     store = Store(POD)
     store.put(obj("a", "1", 1, **{JOB_LABEL: "x"}))
