@@ -223,3 +223,15 @@ def test_an_image_that_cannot_be_pulled_is_named_while_the_job_waits(
         "the condition names it", said(namespace, "Progressing", "localhost:1/no/such-image:1")
     )
     assert waiting["status"] == "False"
+
+
+def test_nan_in_the_loss_fails_the_job_at_once_and_says_what_to_lower(
+    namespace: Namespace, endless: Json
+) -> None:
+    wild = {"learningRate": 1.0, "maxGradNorm": 1e30, "epochs": 20, "minibatchSize": 16}
+    endless["spec"]["algorithm"]["ppo"] |= wild | {"valueCoefficient": 10, "entropyCoefficient": 1.0}
+
+    namespace.apply(endless)
+
+    failed = eventually("the job fails", said(namespace, "Failed", "NaN", "lower algorithm.ppo.learningRate"))
+    assert failed["reason"] == "Diverged"
