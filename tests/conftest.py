@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from redisserver import redis, redis_server
 from s3server import S3Server, s3_server
+
+# How long an example takes says something of the machine, not of the code.
+settings.register_profile("ratchet", deadline=None)
+settings.load_profile("ratchet")
 
 __all__ = ["redis", "redis_server", "s3"]
 
