@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ratchet.policies.acting import NORMALIZED_LIMIT, VARIANCE_FLOOR
+from ratchet.policies.formats import WeightFormat
 from ratchet.policies.spec import PolicySpec, flatten_observation, parameter_shapes, value_shapes
 
 Floats = NDArray[np.float32]
 
 # Numbers in a network from which torch may be worth its memory, and the rows by which that is judged:
 # `benchmarks/policy_math.py`.
-LARGE = 500_000
+LARGE = 250_000
 TYPICAL_ROWS = 16
 
 
@@ -144,23 +145,30 @@ class NumpyNetwork:
         return features
 
 
-def fastest(spec: PolicySpec, parameters: Mapping[str, Floats], *, half: bool) -> Network:
-    """What evaluates these parameters soonest on this machine.
+def by_speed(spec: PolicySpec, parameters: Mapping[str, Floats], weights: WeightFormat) -> list[Network]:
+    """What can evaluate these parameters on this machine, the fastest first, numpy always among it.
 
-    numpy is never behind torch in float32. torch in bfloat16 is up to twice as fast where a network is large
-    and the processor multiplies such numbers, and several times slower where one is false: so both are timed.
+    numpy is not behind torch in float32. Multiplying in bfloat16 or int8, torch is two to four times as fast
+    where a network is large and the processor has instructions for it, and slower where one is not so: hence
+    both are timed.
+
+    Args:
+        spec: of the policy.
+        parameters: as `checked` returns them.
+        weights: the format that they were stored in, and may be multiplied in.
+
     """
     ours = NumpyNetwork(spec, parameters)
-    if not half or sum(value.size for value in parameters.values()) < LARGE:
-        return ours
+    if weights == "float32" or sum(value.size for value in parameters.values()) < LARGE:
+        return [ours]
     try:
         torchnetwork = import_module("ratchet.policies.torchnetwork")
     except ImportError:
-        return ours
-    theirs: Network = torchnetwork.TorchNetwork(spec, parameters, half=True)
+        return [ours]
+    theirs: Network = torchnetwork.TorchNetwork(spec, parameters, weights)
     space = spec.observation
     observations = np.resize(np.resize(space.start, space.shape), (TYPICAL_ROWS, *space.shape))
-    return min((ours, theirs), key=lambda network: _seconds(network, observations))
+    return sorted((ours, theirs), key=lambda network: _seconds(network, observations))
 
 
 def _seconds(network: Network, observations: NDArray[Any]) -> float:

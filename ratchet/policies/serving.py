@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from ratchet.policies import distributions, onerow
 from ratchet.policies.distributions import Bools, Choice, Floats
 from ratchet.policies.draws import Draws
-from ratchet.policies.networks import Network, Outputs, checked, fastest
+from ratchet.policies.networks import Network, NumpyNetwork, Outputs, checked
 from ratchet.policies.spec import Bound, PolicySpec, SpaceSpec
 
-# Rows times (outputs + 4) up to which plain Python chooses faster than numpy: `benchmarks/policy_math.py`.
-FEW = 96
+# Plain Python chooses faster than numpy up to FEW / (outputs + EACH) rows: `benchmarks/policy_math.py`.
+FEW, EACH = 160, 14
 
 
 class Decisions(NamedTuple):
@@ -72,7 +72,7 @@ class ServedPolicy:
         )
         self._start = np.resize(action.start, action.size)
         self._starts: list[int] = self._start.tolist()
-        self._row_cost = action.outputs + 4
+        self._few = FEW // (action.outputs + EACH)
         self._columns = _columns(self._parts, action.outputs)
         if action.kind == "Box":
             if log_std is None:
@@ -85,29 +85,11 @@ class ServedPolicy:
 
     @classmethod
     def of(
-        cls,
-        digest: str,
-        spec: PolicySpec,
-        parameters: Mapping[str, ArrayLike],
-        seed: int | None = None,
-        *,
-        half: bool = False,
+        cls, digest: str, spec: PolicySpec, parameters: Mapping[str, ArrayLike], seed: int | None = None
     ) -> "ServedPolicy":
-        """A policy of these parameters, evaluated with what is fastest here.
-
-        Args:
-            digest: as above.
-            spec: as above.
-            parameters: by the names of `parameter_shapes`, and of `value_shapes` if it estimates values.
-            seed: as above.
-            half: bfloat16 is all that they hold, and may be all that is multiplied.
-
-        Raises:
-            ValueError: the parameters do not fit the spec.
-
-        """
+        """A policy that is evaluated with numpy; raises ValueError where the parameters do not fit."""
         own = checked(spec, parameters)
-        return cls(digest, spec, fastest(spec, own, half=half), own.get("log_std"), seed)
+        return cls(digest, spec, NumpyNetwork(spec, own), own.get("log_std"), seed)
 
     def decide(
         self,
@@ -145,7 +127,7 @@ class ServedPolicy:
                 else f"masks have the shape {masks.shape}, not ({rows}, {self.spec.action.outputs})"
             )
         outputs, value, states = self._network(observations, states)
-        if rows * self._row_cost <= FEW:
+        if rows <= self._few:
             action, log_probability = self._choose_few(outputs, masks, deterministic, temperature, seeds)
         else:
             action, log_probability = self._choose_many(outputs, masks, deterministic, temperature, seeds)
@@ -234,8 +216,9 @@ class ServedPolicy:
                 if not allowed.all():
                     raise ValueError(self._allows_none(int(allowed.argmin()), component))
         broken = None
-        if not isfinite(outputs.sum()):
-            broken = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+        finite = np.isfinite(outputs)
+        if not finite.all():
+            broken = np.flatnonzero(~finite.all(axis=1))
             outputs = outputs.copy()
             outputs[broken] = 0
         uniform = None if greedy.all() else self._draws.rows(seeds, self._numbers)

@@ -36,6 +36,8 @@ from ratchet.policies.errors import (
     ArtifactUnsupported,
 )
 from ratchet.policies.formats import FORMATS, WeightFormat, encode, from_int8, to_int8
+from ratchet.policies.networks import by_speed
+from ratchet.policies.torchnetwork import TorchNetwork
 
 
 def renamed(old: Artifact, **files: bytes | None) -> dict[str, bytes]:
@@ -128,6 +130,29 @@ def test_a_format_that_loses_too_much_is_refused_where_it_is_made():
     with pytest.raises(ArtifactDisagrees, match="int8 weights gives outputs that are off by 1, above"):
         convert(exact, "int8")
     assert convert(exact, "bfloat16").description.weights == "bfloat16"
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_a_large_policy_is_within_its_tolerance_whatever_multiplies_it(weights: WeightFormat):
+    spec = CARTPOLE.model_copy(update={"hidden": (600, 600)})
+    stored = convert(artifact(spec), weights)
+    for network in by_speed(spec, stored.parameters(), weights):
+        policy = ServedPolicy(stored.digest, spec, network, None)
+        assert stored.check(policy) <= TOLERANCE[weights]
+
+
+def test_what_is_fastest_is_passed_over_where_it_answers_otherwise():
+    """Weights that 8 bits hold, and inputs that 8 bits don't: one is large, and counts for nothing."""
+    spec = CARTPOLE.model_copy(update={"hidden": (600, 600), "activation": "ReLU"})
+    values = {name: np.zeros_like(value) for name, value in random_parameters(spec, value=False).items()}
+    values["policy.0.bias"][:] = 1.0
+    values["policy.0.bias"][0] = 1000.0
+    values["policy.1.weight"][:, 1:] = 1.0
+    values["policy.2.weight"][:] = 1.0
+    stored = make(spec, values, np.zeros((1, 4), np.float32), PolicyLineage(), "int8")
+    with pytest.raises(ArtifactDisagrees):
+        stored.check(ServedPolicy("", spec, TorchNetwork(spec, stored.parameters(), "int8"), None))
+    assert stored.check(stored.policy()) == 0
 
 
 def test_a_policy_that_met_no_observations_gets_some_of_its_space():

@@ -14,7 +14,8 @@ from torch.distributions import Bernoulli, Categorical, Normal
 
 from ratchet.policies import PolicySpec, ServedPolicy, SpaceSpec, parameter_shapes, safe_action
 from ratchet.policies.draws import Draws
-from ratchet.policies.networks import NumpyNetwork, fastest
+from ratchet.policies.formats import WeightFormat
+from ratchet.policies.networks import NumpyNetwork, by_speed
 from ratchet.policies.torchnetwork import TorchNetwork
 
 DRAWS = 40_000
@@ -175,7 +176,7 @@ def test_rows_without_a_seed_draw_anew_and_from_the_policys_own_seed():
 EXTREMES = st.sampled_from([0.0, -0.0, 1e-30, 1.0, -1.0, 88.8, -1e30, 3e38, -3e38, inf, -inf, nan])
 
 
-@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
+@pytest.mark.filterwarnings("ignore:overflow")
 @given(data=st.data(), rows=st.sampled_from([1, 2, MANY]))
 def test_every_action_is_valid_under_its_mask_whatever_the_network_says(data: st.DataObject, rows: int):
     spec = data.draw(policy_specs())
@@ -187,7 +188,8 @@ def test_every_action_is_valid_under_its_mask_whatever_the_network_says(data: st
     said = np.array(data.draw(st.lists(EXTREMES, min_size=spec.action.outputs, max_size=spec.action.outputs)))
     policy._network = Says(said.astype(np.float32), rows)
 
-    decided = policy.decide(**asked)
+    with np.errstate(invalid="raise"):
+        decided = policy.decide(**asked)
 
     action, space = decided.action.reshape(rows, -1), spec.action
     for row in range(rows):
@@ -342,23 +344,42 @@ def test_torch_gives_what_numpy_gives(data: st.DataObject):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_torch_in_bfloat16_is_near_and_keeps_the_types():
-    spec = CARTPOLE.model_copy(update={"hidden": (64, 64), "recurrent_size": 8})
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("memory", [0, 8])
+def test_torch_in_few_bits_is_near_and_keeps_the_types(weights: WeightFormat, memory: int):
+    spec = CARTPOLE.model_copy(update={"hidden": (64, 32, 64), "recurrent_size": memory})
     values = parameters(spec)
     seen = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
-    for one, other in zip(
-        NumpyNetwork(spec, values)(seen, None), TorchNetwork(spec, values, half=True)(seen, None), strict=True
+    ours, theirs = NumpyNetwork(spec, values), TorchNetwork(spec, values, weights)
+    for one, other in zip(ours(seen, None), theirs(seen, None), strict=True):
+        assert (one is None) == (other is None)
+        if other is not None:
+            assert other.dtype == np.float32
+            np.testing.assert_allclose(one, other, atol=0.05)
+            assert np.abs(one - other).max() > 1e-4
+
+
+def test_in_8_bits_a_row_does_not_hang_on_the_others_of_its_batch():
+    spec = CARTPOLE.model_copy(update={"hidden": (64, 64), "activation": "ReLU"})
+    network = TorchNetwork(spec, parameters(spec), "int8")
+    seen = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    before = network(seen, None).outputs
+    seen[4] = 1e6
+    after = network(seen, None).outputs
+    others = np.arange(9) != 4
+    np.testing.assert_allclose(after[others], before[others], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(network(seen[:1], None).outputs, before[:1], rtol=1e-5, atol=1e-5)
+
+
+def test_torch_is_only_considered_for_large_networks_of_few_bits():
+    large = CARTPOLE.model_copy(update={"hidden": (600, 600)})
+    for spec, weights, kinds in (
+        (CARTPOLE, "int8", {NumpyNetwork}),
+        (large, "float32", {NumpyNetwork}),
+        (large, "bfloat16", {NumpyNetwork, TorchNetwork}),
+        (large, "int8", {NumpyNetwork, TorchNetwork}),
     ):
-        assert other is not None
-        assert other.dtype == np.float32
-        np.testing.assert_allclose(one, other, atol=0.05)
-
-
-def test_torch_is_only_considered_for_large_networks_in_half_precision():
-    large = CARTPOLE.model_copy(update={"hidden": (800, 800)})
-    assert isinstance(fastest(CARTPOLE, parameters(CARTPOLE), half=True), NumpyNetwork)
-    assert isinstance(fastest(large, parameters(large), half=False), NumpyNetwork)
-    assert fastest(large, parameters(large), half=True).has_value
+        assert {type(network) for network in by_speed(spec, parameters(spec), weights)} == kinds
 
 
 @given(st.data())
