@@ -334,6 +334,17 @@ def test_status_is_what_was_pinned_last(board: Board, ask: Callable[[str], tuple
     assert json.loads(body)["progress"]["fragmentsAccepted"] == 10
 
 
+def test_a_trainer_knows_whether_it_is_asked_for_its_status(
+    board: Board, ask: Callable[[str], tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(board, "_asked", board._asked - 1000)
+    ask("/metrics")
+    assert board.seconds_unasked > 1000
+
+    ask("/status")
+    assert board.seconds_unasked < 1000
+
+
 def test_metrics_can_be_parsed_and_counters_count_once(ask: Callable[[str], tuple[int, str]]):
     code, body = ask("/metrics")
     assert code == 200
