@@ -1,8 +1,8 @@
 """One step of a rollout. Pure: it may be asked at any time, also after dying between any two of its writes.
 
 Always in this order: capacity is ready, then the split changes, then observed traffic shows that it is
-followed, then what is left over is scaled down. The last is no phase but a rule over all arms (`_replicas`), so nothing
-can be forgotten and nothing can be in the way.
+followed, then what is left over is scaled down. The last is no phase but a rule over all arms (`_replicas`),
+so nothing can be forgotten.
 """
 
 import math
@@ -202,7 +202,7 @@ def _promote(state: Rollout, trial: Trial, at: _At) -> _Said:
 
 
 def _bake(state: Rollout, trial: Trial, at: _At) -> _Said:
-    """The old policy keeps its capacity for a while, and until its last episode, within the deadline, has ended."""
+    """The old policy keeps its capacity for a while, then until its last episode or the deadline ends."""
     if state.stable is not None:
         lacks = _lacks_pods(trial, at, 100)
         if lacks:
@@ -390,6 +390,9 @@ def _obey(state: Rollout, at: _At) -> Rollout:
         return state
     state = _with(state, command=command.id)
     is_open = trial is not None and trial.phase in ("Surge", "Stage")
+    can_go_back = (
+        trial is not None and trial.phase != "RollBack" and (state.stable is not None or not trial.weight)
+    )
     match command.verb:
         case "promote" if trial is not None and is_open:
             return _with(state, trial=_with(trial, skip=True, paused=False))
@@ -397,7 +400,7 @@ def _obey(state: Rollout, at: _At) -> Rollout:
             return _with(state, trial=_with(trial, paused=True))
         case "resume" if trial is not None:
             return _with(state, trial=_with(trial, paused=False, approved=trial.stage))
-        case "abort" | "undo" if trial is not None and trial.phase != "RollBack":
+        case "abort" | "undo" if trial is not None and can_go_back:
             return _roll_back(state, trial, at, "Aborted", f"{command.verb} was asked for.").state
         case "undo" if trial is None and state.previous is not None:
             quarantined = {key: why for key, why in state.quarantined.items() if key != state.previous}

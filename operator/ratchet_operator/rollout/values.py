@@ -55,7 +55,7 @@ class Rules:
         bake_seconds: how long the old policy keeps its capacity after the new one serves everybody.
         deadline_seconds: for each phase to get what it waits for.
         cooldown_seconds: after a rollback, before anything is tried again.
-        attempts: how often one digest is tried that did not get ready; what failed by evidence is quarantined.
+        attempts: how often a digest is tried that does not get ready; what fails by evidence is quarantined.
 
     """
 
