@@ -21,6 +21,8 @@ from ratchet_inference.seams import Floats, Policy, Residents
 from ratchet_inference.sessions import Session, Sessions
 from ratchet_inference.stats import Stats
 
+STABLE = "stable"
+CANARY = "canary"
 # A row within a batch costs about so much less than a request of its own: `benchmarks/policy_server.py`.
 ROWS_PER_REQUEST = 16
 
@@ -33,7 +35,6 @@ class Batching:
         most: rows that a policy is asked at once.
         delay_seconds: that a question may have to wait; one that would wait longer is refused.
         deterministic: for questions that do not say.
-        arm: of this server.
         remembered: answers to deterministic questions that are kept; 0 keeps none.
 
     """
@@ -41,7 +42,6 @@ class Batching:
     most: int = 256
     delay_seconds: float = 0.1
     deterministic: bool = False
-    arm: str = "stable"
     remembered: int = 0
 
 
@@ -115,9 +115,9 @@ class Answering:
             self._sort(questions, current, previous, mine, pinned, later)
             if mine:
                 others = [self._step("previous", previous)] if previous else []
-                self._answer(mine, self._step(None, current), others)
+                self._answer_arms(mine, self._step(None, current), others)
             if pinned and previous:
-                self._answer(pinned, self._step(None, previous), [self._step("current", current)])
+                self._answer_arms(pinned, self._step(None, previous), [self._step("current", current)])
             questions = later
         spent = time.perf_counter() - self._began
         # What a turn costs at all, and what each further unit adds; a rare slow turn must not shed for long.
@@ -164,7 +164,15 @@ class Answering:
             fitting = self._fittings[policy.digest] = Fitting(policy.spec)
         return Step(name, policy, fitting)
 
-    def _answer(self, questions: list[Question], step: Step, others: Sequence[Step]) -> None:
+    def _answer_arms(self, questions: list[Question], step: Step, others: Sequence[Step]) -> None:
+        """What another server sent on is the canary's, the rest is this server's own."""
+        own = [question for question in questions if not question.hop]
+        if own:
+            self._answer(own, STABLE, step, others)
+        if len(own) < len(questions):
+            self._answer([question for question in questions if question.hop], CANARY, step, others)
+
+    def _answer(self, questions: list[Question], arm: str, step: Step, others: Sequence[Step]) -> None:
         """Answers questions with one policy, and tells each that it is done."""
         policy = step.policy
         if policy.recurrent_size:
@@ -176,7 +184,7 @@ class Answering:
         if asked:
             sessions = self._sessions(asked, policy)
             batch = self._batch(asked, sessions, policy)
-            tally = self._stats.tally(self._settings.arm, policy.digest, policy.spec.action)
+            tally = self._stats.tally(arm, policy.digest, policy.spec.action)
             outcome = self._answer_rows(step, others, batch, tally, self._settings.most)
             if policy.recurrent_size and outcome.states is not None and sessions:
                 for session, state in zip(sessions, outcome.states, strict=True):
@@ -189,7 +197,7 @@ class Answering:
                 # Those of another arm are counted there.
                 if not question.arms:
                     tally.answered(now - question.received)
-            self._give(asked, outcome)
+            self._give(asked, arm, outcome)
             if self._record is not None:
                 for question in asked:
                     self._record(question)
@@ -247,10 +255,9 @@ class Answering:
                     states[row] = session.state
         return Batch(observations, masks, deterministic, temperature, seeds, states)
 
-    def _give(self, asked: list[Question], outcome: Outcome) -> None:
+    def _give(self, asked: list[Question], arm: str, outcome: Outcome) -> None:
         """Puts the columns of the outcome into the questions they belong to."""
         actions = outcome.actions.tolist()
-        arm = self._settings.arm
         first = 0
         for question in asked:
             rows = len(question)

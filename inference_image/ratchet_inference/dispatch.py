@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ratchet.api.v1alpha1.serverstats import Route
 from ratchet_inference.asking import Question, read_json
-from ratchet_inference.batching import Answering
+from ratchet_inference.batching import CANARY, STABLE, Answering
 from ratchet_inference.breaker import Breaker
 from ratchet_inference.fitting import Fitting
 from ratchet_inference.hop import Hop, HopError
@@ -24,9 +24,6 @@ from ratchet_inference.problems import Problem
 from ratchet_inference.recording import Recording
 from ratchet_inference.seams import Residents
 from ratchet_inference.stats import Stats
-
-CANARY = "canary"
-STABLE = "stable"
 
 
 def share(salt: str, episode: str) -> float:

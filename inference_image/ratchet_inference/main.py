@@ -16,8 +16,10 @@ for _library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 import uvloop  # noqa: E402 - after the variables above
+from pydantic import ValidationError  # noqa: E402
 
 from ratchet.api.v1alpha1 import ExitCode  # noqa: E402
+from ratchet.api.v1alpha1.serverstats import Route  # noqa: E402
 from ratchet.lastwords import leave  # noqa: E402
 from ratchet.logs import write_json_lines  # noqa: E402
 from ratchet.policies.sources import Server, in_bucket  # noqa: E402
@@ -73,6 +75,8 @@ async def _serve(settings: Settings) -> None:
         max_batch=settings.max_batch,
     )
     server = PolicyServer(settings, residents, rewards, decisions)
+    if settings.route_file:
+        server.dispatch.set_route(_route(Path(settings.route_file)))
     await server.start()
     loading = asyncio.create_task(_load(settings, server))
     ended = asyncio.create_task(ending.wait())
@@ -108,6 +112,23 @@ async def _load(settings: Settings, server: PolicyServer) -> None:
             log.warning("no policy yet", extra={"fields": {"why": problem.message, "pause": pause}})
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _route(file: Path) -> Route:
+    """The route that a file holds.
+
+    Raises:
+        WrongSettings: it holds none.
+
+    """
+    try:
+        return Route.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise WrongSettings(f"the route file {file} can't be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "its root"
+        raise WrongSettings(f"the route file {file} is wrong at {where}: {first['msg']}") from error
 
 
 def _allow_connections(number: int) -> None:

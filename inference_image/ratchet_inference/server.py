@@ -60,7 +60,6 @@ class PolicyServer:
             settings.max_batch,
             settings.max_delay_ms / 1000,
             settings.deterministic,
-            settings.arm,
             settings.response_cache,
         )
         self.answering = Answering(

@@ -27,7 +27,6 @@ class Settings:
     policy: str = _choice("", "folder or s3:// URI of the policy to serve")
     digest: str = _choice("", "SHA-256 that the policy must have")
     name: str = _choice("policy", "of the model in the Open Inference Protocol")
-    arm: str = _choice("stable", "that this server's answers are counted for")
     cache: str = _choice("/tmp/ratchet-policies", "folder where policies from S3 are kept")  # noqa: S108
     host: str = _choice("0.0.0.0", "address to listen on")  # noqa: S104 - a server in a container
     port: int = _choice(8080, "to listen on; 0 takes a free one")
@@ -36,6 +35,7 @@ class Settings:
     max_batch: int = _choice(256, "observations that the policy is asked at once")
     max_observations: int = _choice(4096, "in one request")
     max_delay_ms: float = _choice(100.0, "that a request may wait before requests are refused with 503")
+    route_file: str = _choice("", "JSON of the route to start with; PUT /v1/route changes it")
     canary_ms: float = _choice(30.0, "for the canary to answer before this server does")
     canary_requests: int = _choice(128, "that may wait for the canary at once")
     max_body_bytes: int = _choice(8 << 20, "of one request")

@@ -201,6 +201,17 @@ def test_it_waits_for_its_bucket_and_starts_from_its_cache_when_the_bucket_is_go
         assert json.loads(server.request("POST", "/v1/act", ACT)[1])["digest"] == digest
 
 
+def test_it_starts_with_the_route_of_a_file(tmp_path: Path):
+    stored(tmp_path / "policy", 0)
+    route = tmp_path / "route.json"
+    route.write_text('{"generation": 7, "canary": "http://127.0.0.1:9", "weight": 0.25, "salt": "s"}')
+    with program("--policy", str(tmp_path / "policy"), "--route-file", str(route)) as server:
+        assert json.loads(server.request("GET", "/v1/route")[1])["generation"] == 7
+    route.write_text('{"weight": 2}')
+    with program("--policy", str(tmp_path / "policy"), "--route-file", str(route)) as server:
+        assert server.process.wait(20) == 10
+
+
 def test_ten_thousand_idle_connections_leave_the_others_alone(tmp_path: Path):
     import resource
 

@@ -33,7 +33,7 @@ def tallies(running: Running, arm: str) -> list[Any]:
 @contextmanager
 def two_servers(**settings: Any) -> Iterator[tuple[Running, Running]]:
     with (
-        serving(Pair(policy("c", seed=1)), arm="canary") as canary,
+        serving(Pair(policy("c", seed=1))) as canary,
         serving(Pair(policy("a")), **settings) as stable,
     ):
         yield stable, canary
@@ -280,7 +280,7 @@ def test_a_canary_whose_policy_fails_is_replaced_by_the_stable_one():
     broken = Broken(
         policy("c"), lambda decisions: decisions._replace(log_probability=decisions.log_probability * np.nan)
     )
-    with serving(Pair(broken), arm="canary") as canary, serving(Pair(policy("a"))) as stable:
+    with serving(Pair(broken)) as canary, serving(Pair(policy("a"))) as stable:
         send_to(stable, canary.port, 1.0)
         answer = stable.act(observation=OBSERVATION)[1]
         (own,) = tallies(canary, "canary")
@@ -290,7 +290,7 @@ def test_a_canary_whose_policy_fails_is_replaced_by_the_stable_one():
 
 def test_a_recurrent_canary_remembers_for_itself():
     with (
-        serving(Pair(policy("c", RECURRENT)), arm="canary") as canary,
+        serving(Pair(policy("c", RECURRENT))) as canary,
         serving(Pair(policy("a", RECURRENT))) as stable,
     ):
         send_to(stable, canary.port, 1.0)
