@@ -128,6 +128,10 @@ def play_vector(
         # A copy that only resets itself in this step takes no action.
         asking = np.flatnonzero((left > 0) & ~resetting)
         actions = np.array(idle)
+        for i in np.flatnonzero(left == 0):
+            # It has played its share and is stepped along, by what its mask allows.
+            if masks[i] is not None and hasattr(space, "n"):
+                actions[i] = space.start + int(np.argmax(masks[i]))
         if len(asking):
             names = [f"{start}-{i}-{number[i]}" for i in asking]
             allowed = [masks[i] for i in asking]
