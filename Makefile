@@ -100,11 +100,13 @@ verify: venv ## Fail where something generated is out of date
 	@$(BIN)/ratchet validate -f examples
 
 .PHONY: benchmark
-benchmark: install ## Measure against Stable-Baselines3, FastAPI and others, and print ratios
+benchmark: install ## Measure against Stable-Baselines3, KubeRay, FastAPI and others, and print ratios
 	@uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --group benchmark
 	@$(BIN)/python benchmarks/learner_speed.py
 	@echo
 	@$(BIN)/python benchmarks/policy_server.py
+	@echo
+	@$(BIN)/python benchmarks/operator_latency.py
 	@echo
 	@$(CLUSTER_ENV) $(BIN)/python benchmarks/cartpole_wall_time.py
 

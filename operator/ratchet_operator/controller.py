@@ -25,7 +25,7 @@ from ratchet_operator.workqueue import Lane, WorkQueue
 log = logging.getLogger("ratchet.controller")
 
 
-STATUS_SECONDS = 1.0  # between two writes of one object's status
+STATUS_SECONDS = 2.0  # between two writes of one object's status
 BUSY_STATUS_SECONDS = 5.0  # the same while others wait for their first children
 NAMESPACE_SECONDS = 60.0  # until something is tried again in a namespace that was being deleted
 SETTLE_SECONDS = 3.0  # a watch lists many objects; they are answered by one look

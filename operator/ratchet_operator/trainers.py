@@ -63,7 +63,7 @@ class TrainerWatch:
         """Ask for ever."""
         async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
             while True:
-                pods = self._trainers()
+                pods = await self._trainers()
                 for uid in (self._answers.keys() | self._misses.keys()) - pods.keys():
                     self._answers.pop(uid, None)
                     self._misses.pop(uid, None)
@@ -77,10 +77,12 @@ class TrainerWatch:
         """Every round; more and more rarely where nobody has answered for long."""
         return self._round % 2 ** min(4, max(0, self._misses.get(uid, 0) - MISSES_FORGIVEN)) == 0
 
-    def _trainers(self) -> dict[str, tuple[Json, str]]:
+    async def _trainers(self) -> dict[str, tuple[Json, str]]:
         """Job by UID, and the address of its trainer."""
         found: dict[str, tuple[Json, str]] = {}
-        for job in self._cache[TRAINING_JOB]:
+        for number, job in enumerate(self._cache[TRAINING_JOB]):
+            if number % 50 == 0:
+                await asyncio.sleep(0)  # a thousand of them must not keep an edit waiting
             for pod in self._pods(job):
                 address = status_of(pod).get("podIP")
                 if address and is_ready(pod) and not is_deleting(pod):
