@@ -164,6 +164,7 @@ class World:
             source=self.source,
             arms={digest: ArmSeen(arm.replicas, arm.ready(self.now)) for digest, arm in self.arms.items()},
             demand=self.demand,
+            routed=self.written,
             split=self.followed if agreed else None,
             traffic=traffic if agreed else None,
             decisions=self._decisions(state),

@@ -36,7 +36,8 @@ def taken(state: Rollout, seen: Seen, rules: Rules = RULES, now: datetime = NOW)
 
 
 def seen(split: Split | None = None, **changes: object) -> Seen:
-    base = {"source": NEW, "arms": READY, "demand": 10, "split": split, "traffic": {} if split else None}
+    routed, traffic = split or Split({}), {} if split else None
+    base = {"source": NEW, "arms": READY, "demand": 10, "routed": routed, "split": split, "traffic": traffic}
     return Seen(**{**base, **changes})  # pyright: ignore[reportArgumentType]
 
 
@@ -214,3 +215,18 @@ def test_a_mirrored_stage_sends_copies_and_no_episode():
     assert wanted.split == Split({OLD: 100}, mirrored=(NEW, 100))
     passed = taken(on_trial(weight=0), seen(wanted.split), rules)
     assert passed.reason == "AwaitingApproval"
+
+
+def test_a_weight_that_was_decided_but_not_written_waits_for_the_pods_that_it_needs_now():
+    decided = on_trial(stage=1, weight=50)
+    lost_some = {OLD: ArmSeen(10, 10), NEW: ArmSeen(5, 4)}
+    assert taken(decided, seen(TENTH, arms=lost_some)).split == TENTH
+    assert taken(decided, seen(TENTH)).split == Split({OLD: 50, NEW: 50})
+
+
+def test_a_rollback_that_was_decided_but_not_written_waits_for_a_pod_to_go_back_to():
+    decided = on_trial(phase="RollBack", weight=0, outcome="Failed", why="errors")
+    nobody = {OLD: ArmSeen(10, 0), NEW: ArmSeen(1, 1)}
+    waiting = taken(decided, seen(TENTH, arms=nobody))
+    assert (waiting.split, waiting.state.trial) == (TENTH, decided.trial)
+    assert waiting.replicas == {OLD: 10, NEW: 1}

@@ -166,7 +166,7 @@ def _stage(state: Rollout, trial: Trial, at: _At) -> _Said:
     target = 0 if stage.mirrored else stage.weight
     if trial.weight < target:
         return _next(state, trial, at, "WeightRaised", f"{target}% of new episodes.", weight=target)
-    if not at.seen.follows(_split(state, at)):
+    if not _is_followed(state, trial, at):
         return _wait(state, trial, at, "Routing", f"Not every pod follows {stage.weight}% yet.")
     trial = _with(trial, waiting_since=None)
     state = _with(state, trial=trial)
@@ -195,7 +195,7 @@ def _promote(state: Rollout, trial: Trial, at: _At) -> _Said:
         if trial.paused:
             return _Said(state, "Paused", "Paused before it serves everybody.")
         return _next(state, trial, at, "WeightRaised", "100% of new episodes.", weight=100)
-    if not at.seen.follows(_split(state, at)):
+    if not _is_followed(state, trial, at):
         return _wait(state, trial, at, "Routing", "Not every pod follows 100% yet.")
     message = "It serves everybody; what was before stays ready."
     return _next(state, trial, at, "Baking", message, phase="Bake")
@@ -248,9 +248,7 @@ def _rolling_back(state: Rollout, trial: Trial, at: _At) -> _Said:
         return _Said(state, "RollingBack", f"Stable {_short(state.stable)} has no ready pod to go back to.")
     if trial.weight:
         return _Said(_with(state, trial=_with(trial, weight=0, since=at.stamp)), "RollingBack", trial.why)
-    if state.stable is not None and not (
-        at.seen.follows(_split(state, at)) and at.seen.is_idle(trial.digest)
-    ):
+    if state.stable is not None and not (_is_followed(state, trial, at) and at.seen.is_idle(trial.digest)):
         return _Said(state, "RollingBack", f"Not every pod has left {_short(trial.digest)} yet. {trial.why}")
     outcome = trial.outcome or "Aborted"
     quarantined = dict(state.quarantined)
@@ -342,29 +340,41 @@ def _is_superseded(state: Rollout, trial: Trial, at: _At) -> bool:
 
 
 def _split(state: Rollout, at: _At) -> Split:
-    """Who gets new episodes; follows from the state, except that nobody is sent where no pod is ready."""
+    """Who gets new episodes: what the state says, as far as the pods for it are ready at this moment."""
     trial, stable = state.trial, state.stable
-    if trial is None:
-        others = frozenset(digest for digest in at.seen.arms if digest != stable)
-        return Split({stable: 100} if stable else {}, evicted=others)
-    weight = trial.weight
-    if weight and stable and not at.seen.ready(trial.digest) and at.seen.ready(stable):
+    weights = _weights(state, at)
+    arms = {stable, trial.digest} if trial is not None else {stable}
+    evicted = frozenset(digest for digest in at.seen.arms if digest not in arms)
+    mirrored: tuple[str, int] | None = None
+    if trial is not None:
+        stage = at.stage(trial)
+        if trial.phase == "Stage" and stage is not None and stage.mirrored:
+            mirrored = trial.digest, stage.weight
+        # Episodes of a policy that did nothing wrong may end where they began.
+        if trial.phase == "RollBack" and (trial.outcome in ("Failed", "TimedOut") or at.is_late(trial)):
+            evicted |= {trial.digest}
+    return Split(weights, mirrored, evicted - weights.keys())
+
+
+def _weights(state: Rollout, at: _At) -> dict[str, int]:
+    """The state may be older than what is ready: the operator may die before it writes what it decided."""
+    seen, trial, stable = at.seen, state.trial, state.stable
+    weight = trial.weight if trial is not None else 0
+    if trial is not None and stable and seen.ready(stable) and not seen.ready(trial.digest):
         weight = 0
-    weights = {
-        digest: share
-        for digest, share in ((stable, 100 - weight), (trial.digest, weight))
-        if digest and share
-    }
-    stage = at.stage(trial)
-    mirrored = trial.phase == "Stage" and stage is not None and stage.mirrored
-    others = frozenset(digest for digest in at.seen.arms if digest not in (stable, trial.digest))
-    # Episodes of a policy that did nothing wrong may end where they began.
-    is_evicted = trial.phase == "RollBack" and (trial.outcome in ("Failed", "TimedOut") or at.is_late(trial))
-    return Split(
-        weights,
-        (trial.digest, stage.weight) if mirrored and stage else None,
-        others | {trial.digest} if is_evicted and not trial.weight else others,
-    )
+    shares = ((stable, 100 - weight), (trial.digest if trial is not None else None, weight))
+    weights = {digest: share for digest, share in shares if digest and share}
+    for digest, share in weights.items():
+        needed = 1 if digest == stable else at.pods(share)
+        if share > seen.routed.weights.get(digest, 0) and seen.ready(digest) < needed:
+            return dict(seen.routed.weights)
+    return weights
+
+
+def _is_followed(state: Rollout, trial: Trial, at: _At) -> bool:
+    """Whether the trial's weight is in force, and every pod is observed to follow it."""
+    split = _split(state, at)
+    return split.weights.get(trial.digest, 0) == trial.weight and at.seen.follows(split)
 
 
 def _replicas(state: Rollout, split: Split, at: _At) -> dict[str, int]:

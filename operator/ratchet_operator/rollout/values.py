@@ -173,6 +173,7 @@ class Seen:
         source: digest that the spec's source means now; None where it can't be told.
         arms: by digest, each that has a Deployment.
         demand: pods that the whole traffic needs.
+        routed: the split as it is written in the cluster.
         split: what every serving pod says that it follows; None where they don't agree, or don't answer.
         traffic: requests and open episodes by digest since then; a digest that is not there had none.
         decisions: of the guards, about the present trial.
@@ -182,6 +183,7 @@ class Seen:
     source: str | None = None
     arms: Mapping[str, ArmSeen] = field(default_factory=dict[str, ArmSeen])
     demand: int = 1
+    routed: Split = field(default_factory=lambda: Split({}))
     split: Split | None = None
     traffic: Mapping[str, int] | None = None
     decisions: tuple[Decision, ...] = ()
