@@ -6,6 +6,7 @@ The canary's answer is checked like a policy's own; when it is late, wrong or mi
 
 import asyncio
 import random
+import ssl
 from dataclasses import dataclass
 from hashlib import blake2b
 from time import perf_counter
@@ -34,11 +35,12 @@ def share(salt: str, episode: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """How the canary is asked: seconds for its answer, the token it wants, questions at once."""
+    """How the canary is asked: seconds for its answer, the token it wants, questions at once, and TLS."""
 
     seconds: float = 0.03
     token: str | None = None
     most: int = 128
+    tls: ssl.SSLContext | None = None
 
 
 class Dispatch:
@@ -82,7 +84,7 @@ class Dispatch:
             self._hop.close()
             self._hop = None
         if route.canary and self._hop is None:
-            self._hop = Hop(route.canary, self._forwarding.token, self._forwarding.most)
+            self._hop = Hop(route.canary, self._forwarding.token, self._forwarding.most, self._forwarding.tls)
         self.route = route
 
     def ask(self, question: Question) -> None:

@@ -79,15 +79,18 @@ class Hop:
         url: http://host:port or https://host:port.
         token: that it asks for, if it does.
         most: questions at once; one more fails at once.
+        tls: for https, None for what the machine trusts.
 
     """
 
-    def __init__(self, url: str, token: str | None = None, most: int = 128) -> None:
+    def __init__(
+        self, url: str, token: str | None = None, most: int = 128, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.url = url
         parts = urlsplit(url)
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         authorization = f"authorization: Bearer {token}\r\n" if token else ""
         self._head = (
             f"POST /v1/act HTTP/1.1\r\nhost: {parts.netloc}\r\nratchet-hop: 1\r\n"

@@ -79,6 +79,7 @@ async def _serve(settings: Settings) -> None:
         server.dispatch.set_route(_route(Path(settings.route_file)))
     await server.start()
     loading = asyncio.create_task(_load(settings, server))
+    ticking = asyncio.create_task(tick(rewards)) if rewards else None
     ended = asyncio.create_task(ending.wait())
     try:
         await asyncio.wait({loading, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -88,8 +89,17 @@ async def _serve(settings: Settings) -> None:
     finally:
         loading.cancel()
         await server.drain()
+        if ticking:
+            ticking.cancel()
         if decisions:
             await decisions.close()
+
+
+async def tick(rewards: Rewards, seconds: float = 1.0) -> None:
+    """Ends the waits for rewards on a server that nobody asks, too."""
+    while True:
+        await asyncio.sleep(seconds)
+        rewards.tick()
 
 
 async def _load(settings: Settings, server: PolicyServer) -> None:

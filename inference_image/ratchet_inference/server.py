@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from ratchet_inference.admin import Admin
-from ratchet_inference.application import TEXT, Application, Handler, guarded, owned
+from ratchet_inference.application import TEXT, Application, Routes, guarded, owned
 from ratchet_inference.asking import Question, parse, read_json
 from ratchet_inference.batching import Answering, Batching
 from ratchet_inference.decisions.rewards import Rewards
@@ -65,7 +65,9 @@ class PolicyServer:
         self.answering = Answering(
             residents, self.sessions, self.stats, batching, recording.decided if recording else None
         )
-        forwarding = Forwarding(settings.canary_ms / 1000, settings.token, settings.canary_requests)
+        forwarding = Forwarding(
+            settings.canary_ms / 1000, settings.token, settings.canary_requests, settings.tls_of_clients()
+        )
         self.dispatch = Dispatch(self.answering, residents, self.stats, recording, forwarding)
         self.admin = Admin(residents, self.sessions, self.dispatch, self.stats)
         limits = Limits(
@@ -74,13 +76,20 @@ class PolicyServer:
             request_seconds=settings.request_seconds,
             idle_seconds=settings.idle_seconds,
         )
-        self.listener = Listener(Application(self._routes()).handle, limits, self.stats.refusals)
+        operations = self._operations()
+        routes = Application({**operations, **self._answers()})
+        self.listener = Listener(routes.handle, limits, self.stats.refusals)
         self.port = 0
+        self._operations_listener: Listener | None = None
+        if settings.operations_port:
+            self._operations_listener = Listener(Application(operations).handle, limits, self.stats.refusals)
 
     async def start(self) -> None:
         """Opens the port."""
         settings = self.settings
         self.port = await self.listener.listen(settings.host, settings.port, settings.tls())
+        if self._operations_listener:
+            await self._operations_listener.listen(settings.host, settings.operations_port)
         log.info("serving", extra={"fields": {"host": settings.host, "port": self.port}})
 
     async def drain(self) -> None:
@@ -91,15 +100,28 @@ class PolicyServer:
         if self.residents.current is not None:
             await asyncio.sleep(settings.drain_delay_seconds)
         await self.listener.drain(settings.drain_seconds)
+        if self._operations_listener:
+            await self._operations_listener.drain(0)
 
     @property
     def ready(self) -> bool:
         """Whether traffic should come."""
         return self.residents.current is not None and not self.listener.draining
 
-    def _routes(self) -> dict[bytes, dict[bytes, Handler]]:
+    def _operations(self) -> Routes:
+        token = self.settings.admin_token
+        return {
+            b"/v1/stats": {b"GET": self._stats},
+            b"/v1/policy": {b"PUT": owned(self.admin.put_policy, token)},
+            b"/v1/route": {b"GET": self.admin.get_route, b"PUT": owned(self.admin.put_route, token)},
+            b"/metrics": {b"GET": self._metrics},
+            b"/healthz": {b"GET": _healthy},
+            b"/readyz": {b"GET": self._readiness},
+        }
+
+    def _answers(self) -> Routes:
         settings = self.settings
-        token, admin_token = settings.token, settings.admin_token
+        token = settings.token
         ask, most = self.dispatch.ask, settings.max_observations
         protocol = OpenInference(settings.name, self.residents, lambda: self.ready, ask, most)
         episodes = Episodes(ask, self.sessions, self._refused, settings.max_body_bytes)
@@ -107,15 +129,6 @@ class PolicyServer:
             b"/v1/act": {b"POST": guarded(self._act, token)},
             b"/v1/episode": {b"GET": guarded(episodes.open, token)},
             b"/v1/reward": {b"POST": guarded(self._reward, token)},
-            b"/v1/stats": {b"GET": self._stats},
-            b"/v1/policy": {b"PUT": owned(self.admin.put_policy, admin_token)},
-            b"/v1/route": {
-                b"GET": self.admin.get_route,
-                b"PUT": owned(self.admin.put_route, admin_token),
-            },
-            b"/metrics": {b"GET": self._metrics},
-            b"/healthz": {b"GET": _healthy},
-            b"/readyz": {b"GET": self._readiness},
             **protocol.routes(lambda handler: guarded(handler, token)),
         }
 

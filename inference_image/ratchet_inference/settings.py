@@ -30,6 +30,9 @@ class Settings:
     cache: str = _choice("/tmp/ratchet-policies", "folder where policies from S3 are kept")  # noqa: S108
     host: str = _choice("0.0.0.0", "address to listen on")  # noqa: S104 - a server in a container
     port: int = _choice(8080, "to listen on; 0 takes a free one")
+    operations_port: int = _choice(
+        0, "plain HTTP for health, statistics and orders alone, for probes where clients need a certificate"
+    )
     deterministic: bool = _choice(False, "take the most likely action where a request does not say")
     response_cache: int = _choice(0, "answers to deterministic requests that are kept")
     max_batch: int = _choice(256, "observations that the policy is asked at once")
@@ -144,6 +147,22 @@ class Settings:
         except OSError as error:
             raise WrongSettings(f"the files of --tls-… are of no use: {error}") from error
         context.set_alpn_protocols(["http/1.1"])
+        return context
+
+    def tls_of_clients(self) -> ssl.SSLContext | None:
+        """What asking a canary over HTTPS needs where this server has a certificate; None for the default.
+
+        Raises:
+            WrongSettings: a file cannot be read.
+
+        """
+        if not self.tls_cert:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.tls_client_ca or None)
+            context.load_cert_chain(self.tls_cert, self.tls_key)
+        except OSError as error:
+            raise WrongSettings(f"the files of --tls-… are of no use: {error}") from error
         return context
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policyserver import Broken, Pair, Running, answers, policy, post, serving
 
+from ratchet.api.v1alpha1.serverstats import Route
 from ratchet.policies.serving import Decisions
 
 GOOD = '{"observation": [1, 2, 3, 4]}'
@@ -266,6 +267,37 @@ def test_requests_without_pause_are_no_endless_header(running: Running):
         for _ in range(40):
             connection.sendall(one[20:] + one * 9 + one[:20])
             assert {status for status, _ in answers(connection, 10)} == {200}
+
+
+def test_where_clients_need_a_certificate_probes_have_a_port_of_their_own(certificates: Path):
+    cert, key = str(certificates / "cert.pem"), str(certificates / "key.pem")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    tls = {"tls_cert": cert, "tls_key": key, "tls_client_ca": cert}
+    with serving(Pair(policy()), operations_port=port, admin_token="boss", **tls) as running:
+        running.server.port, https = port, running.server.port
+        assert running.request("GET", "/readyz")[0] == 200
+        assert running.stats()["ready"]
+        assert running.request("POST", "/v1/act", GOOD)[0] == 404
+        assert running.request("PUT", "/v1/route", "{}")[0] == 401
+        running.server.port = https
+
+
+def test_a_canary_is_asked_over_tls_with_our_own_certificate(certificates: Path):
+    cert, key = str(certificates / "cert.pem"), str(certificates / "key.pem")
+    tls = {"tls_cert": cert, "tls_key": key, "tls_client_ca": cert}
+    with (
+        serving(Pair(policy("c")), **tls) as canary,
+        serving(Pair(policy("a")), canary_ms=5000, **tls) as stable,
+    ):
+        route = Route(generation=1, canary=f"https://localhost:{canary.port}", weight=1.0)
+        stable.call(lambda: stable.server.dispatch.set_route(route))
+        context = ssl.create_default_context(cafile=cert)
+        context.load_cert_chain(cert, key)
+        with stable.connect() as raw, context.wrap_socket(raw, server_hostname="localhost") as known:
+            known.sendall(post(GOOD))
+            ((_, answer),) = answers(known, 1)
+    assert (answer["digest"][0], answer["fallback"]) == ("c", None)
 
 
 def test_a_drain_answers_what_was_asked_and_closes_what_is_idle():
