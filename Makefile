@@ -104,7 +104,15 @@ benchmark: install ## Measure against Stable-Baselines3, KubeRay, FastAPI and ot
 	@uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --group benchmark
 	@$(BIN)/python benchmarks/learner_speed.py
 	@echo
+	@$(BIN)/python benchmarks/policy_math.py
+	@echo
 	@$(BIN)/python benchmarks/policy_server.py
+	@echo
+	@$(BIN)/python benchmarks/client.py
+	@echo
+	@$(BIN)/python benchmarks/decision_log.py
+	@echo
+	@$(BIN)/python benchmarks/judge.py
 	@echo
 	@$(BIN)/python benchmarks/operator_latency.py
 	@echo

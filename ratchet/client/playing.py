@@ -35,7 +35,7 @@ class Played:
     lengths: list[int] = field(default_factory=list[int])
     policies: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     fallbacks: Counter[str] = field(default_factory=Counter[str])
-    seconds: list[float] = field(default_factory=list[float])
+    seconds: list[float] = field(default_factory=list[float], repr=False)
 
     @property
     def mean(self) -> float:

@@ -1,5 +1,6 @@
 """The program itself: started by its command, swapped under load, asked to end, started without S3."""
 
+import asyncio
 import json
 import os
 import signal
@@ -17,9 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 from policyserver import SPEC, answers, post
+from ratchet_inference.decisions.rewards import Rewards, RewardSettings
+from ratchet_inference.main import tick
 from ratchet_inference.settings import Settings, WrongSettings
 from s3server import S3Server
 
+from ratchet.decisions import Decision, Reward
 from ratchet.policies import parameter_shapes
 from ratchet.policies.artifact import PolicyLineage, make, write_folder
 
@@ -210,6 +214,27 @@ def test_it_starts_with_the_route_of_a_file(tmp_path: Path):
     route.write_text('{"weight": 2}')
     with program("--policy", str(tmp_path / "policy"), "--route-file", str(route)) as server:
         assert server.process.wait(20) == 10
+
+
+def test_waits_for_rewards_end_on_a_server_that_nobody_asks():
+    now = 0.0
+    defaults: list[Reward] = []
+    settings = RewardSettings(window=1.0, default=-1.0)
+    rewards = Rewards(defaults.append, settings, lambda: now)
+    nothing = np.zeros(4, np.float32)
+    rewards.decided(Decision("mine", now, "digest", "stable", None, None, nothing, None, 0, -0.7, None))
+    now = 2.0
+
+    async def ticking() -> None:
+        task = asyncio.create_task(tick(rewards, 0.001))
+        async with asyncio.timeout(30):
+            while not defaults:
+                await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(ticking())
+
+    assert [reward.reward for reward in defaults] == [-1.0]
 
 
 def test_ten_thousand_idle_connections_leave_the_others_alone(tmp_path: Path):
