@@ -25,9 +25,9 @@ class Decisions(NamedTuple):
 
     Attributes:
         action: (N, *action shape) as the environment takes it: clipped to a Box's bounds, shifted by `start`.
-        log_probability: (N,) float32, of the action under the distribution with its mask and temperature,
-            before clipping. A deterministic row has that of the most likely action, although it is sure to
-            be taken. NaN where the network's outputs were not finite: that row has the safe action.
+        log_probability: (N,) float32, of the action under the distribution that it was drawn from, with mask
+            and temperature, before clipping: the propensity's logarithm. 0 where the row is deterministic,
+            for the action is sure. NaN where the network's outputs are not finite, and the action safe.
         value: (N,) float32, or None where the policy has no value network.
         states: (N, recurrent_size) float32 for the next observations, or None.
 
@@ -164,7 +164,7 @@ class ServedPolicy:
             uniform = None if sure else self._draws.row(seed, self._numbers)
             action, log_probability = self._choose_one(its_outputs, mask, heat, uniform)
             actions.append(action)
-            log_probabilities.append(log_probability)
+            log_probabilities.append(0.0 if sure else log_probability)
         taken = np.array(actions, self._dtype)
         return (
             taken.reshape(len(actions), *self.spec.action.shape),
@@ -223,6 +223,7 @@ class ServedPolicy:
             outputs[broken] = 0
         uniform = None if greedy.all() else self._draws.rows(seeds, self._numbers)
         chosen = self._draw(outputs, masks, greedy, temperature, uniform)
+        chosen.log_probability[greedy] = 0
         action = chosen.action.reshape(len(outputs), -1)
         if self._kind == "Box":
             action = np.minimum(np.maximum(action, self._low), self._high)

@@ -295,14 +295,13 @@ def test_a_recurrent_canary_remembers_for_itself():
     ):
         send_to(stable, canary.port, 1.0)
         found = [
-            stable.act(observation=OBSERVATION, episode="e", deterministic=True)[1]["logProbability"]
-            for _ in range(3)
+            stable.act(observation=OBSERVATION, episode="e", seed=1)[1]["logProbability"] for _ in range(3)
         ]
         alone = [
             stable.request(
                 "POST",
                 "/v1/act",
-                {"observation": OBSERVATION, "episode": "f", "deterministic": True},
+                {"observation": OBSERVATION, "episode": "f", "seed": 1},
                 {"ratchet-hop": "1"},
             )[1]["logProbability"]
             for _ in range(3)
