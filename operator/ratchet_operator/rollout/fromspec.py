@@ -1,4 +1,4 @@
-"""What a PolicyDeployment's spec means: the machine's rules, and the guards with their shares of the error."""
+"""What a PolicyDeployment's spec means: the machine's rules, and the guards with their shares of error."""
 
 from dataclasses import dataclass
 

@@ -1,20 +1,21 @@
 """One step of a rollout. Pure: it may be asked at any time, also after dying between any two of its writes.
 
 Always in this order: capacity is ready, then the split changes, then observed traffic shows that it is
-followed, then what is left over is scaled down. The last is no phase but a rule over all arms (`_replicas`),
+followed, then what is left over is scaled down. The last is no phase but a rule over all arms (`traffic`),
 so nothing can be forgotten.
 """
 
-import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 from ratchet.api.v1alpha1.base import ApiModel
 from ratchet.evidence import Decision, Verdict
-from ratchet_operator.ledger import parse_stamp, stamp
+from ratchet_operator.ledger import stamp
 from ratchet_operator.plan import Occurrence
+from ratchet_operator.rollout.traffic import is_followed, replicas_of, split_of
 from ratchet_operator.rollout.values import (
+    At,
     Doubt,
     GuardPolicy,
     Outcome,
@@ -23,44 +24,12 @@ from ratchet_operator.rollout.values import (
     Rollout,
     Rules,
     Seen,
-    Split,
-    Stage,
     Trial,
     Wanted,
 )
 
 PAST_KEPT = 10
 QUARANTINED_KEPT = 32
-
-
-@dataclass(frozen=True, slots=True)
-class _At:
-    """Where a step stands: rules, what is seen, the time. Hands every phase what it needs."""
-
-    rules: Rules
-    seen: Seen
-    now: datetime
-
-    @property
-    def stamp(self) -> str:
-        return stamp(self.now)
-
-    def seconds_since(self, text: str) -> float:
-        then = parse_stamp(text)
-        return math.inf if then is None else (self.now - then).total_seconds()
-
-    def is_late(self, trial: Trial) -> bool:
-        return self.seconds_since(trial.since) > self.rules.deadline_seconds
-
-    def stage(self, trial: Trial) -> Stage | None:
-        """The stage of a trial, None where there is no further one."""
-        if trial.skip or trial.stage >= len(self.rules.stages):
-            return None
-        return self.rules.stages[trial.stage]
-
-    def pods(self, weight: int) -> int:
-        """Pods that a share of the traffic needs."""
-        return max(1, math.ceil(self.seen.demand * weight / 100))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +52,13 @@ def step(rules: Rules, state: Rollout, seen: Seen, now: datetime) -> Wanted:
         now: the operator's clock; no other clock is ever asked.
 
     """
-    at = _At(rules, seen, now)
+    at = At(rules, seen, now)
     commanded = _obey(state, at)
     said = _advance(commanded, at)
-    split = _split(said.state, at)
+    split = split_of(said.state, at)
     return Wanted(
         said.state,
-        _replicas(said.state, split, at),
+        replicas_of(said.state, split, at),
         split,
         () if said.occurrence is None else (said.occurrence,),
         said.reason,
@@ -97,7 +66,7 @@ def step(rules: Rules, state: Rollout, seen: Seen, now: datetime) -> Wanted:
     )
 
 
-def _advance(state: Rollout, at: _At) -> _Said:
+def _advance(state: Rollout, at: At) -> _Said:
     trial = state.trial
     if trial is None:
         return _idle(state, at)
@@ -120,7 +89,7 @@ def _advance(state: Rollout, at: _At) -> _Said:
             return _rolling_back(state, trial, at)
 
 
-def _idle(state: Rollout, at: _At) -> _Said:
+def _idle(state: Rollout, at: At) -> _Said:
     """Nothing is on trial: whether something should be."""
     if state.pin is not None and at.seen.source not in (None, state.pin.over):
         state = _with(state, pin=None)
@@ -144,7 +113,7 @@ def _idle(state: Rollout, at: _At) -> _Said:
     return _say(begun, trial, "TrialStarted", f"{_short(wanted)} is brought up beside what serves.")
 
 
-def _surge(state: Rollout, trial: Trial, at: _At) -> _Said:
+def _surge(state: Rollout, trial: Trial, at: At) -> _Said:
     """Capacity for the first stage comes up; nobody is sent there."""
     stage = at.stage(trial) if state.stable is not None else None
     lacks = _lacks_pods(trial, at, stage.weight if stage else 100)
@@ -155,7 +124,7 @@ def _surge(state: Rollout, trial: Trial, at: _At) -> _Said:
     )
 
 
-def _stage(state: Rollout, trial: Trial, at: _At) -> _Said:
+def _stage(state: Rollout, trial: Trial, at: At) -> _Said:
     """A share of the traffic, and the guards' verdicts on it."""
     stage = at.stage(trial)
     if stage is None:
@@ -166,7 +135,7 @@ def _stage(state: Rollout, trial: Trial, at: _At) -> _Said:
     target = 0 if stage.mirrored else stage.weight
     if trial.weight < target:
         return _next(state, trial, at, "WeightRaised", f"{target}% of new episodes.", weight=target)
-    if not _is_followed(state, trial, at):
+    if not is_followed(state, trial, at):
         return _wait(state, trial, at, "Routing", f"Not every pod follows {stage.weight}% yet.")
     trial = _with(trial, waiting_since=None)
     state = _with(state, trial=trial)
@@ -186,7 +155,7 @@ def _stage(state: Rollout, trial: Trial, at: _At) -> _Said:
     return _next(state, trial, at, "StagePassed", f"{stage.weight}% passed.", stage=trial.stage + 1)
 
 
-def _promote(state: Rollout, trial: Trial, at: _At) -> _Said:
+def _promote(state: Rollout, trial: Trial, at: At) -> _Said:
     """Capacity for everybody, then everybody, then observed to be so."""
     lacks = _lacks_pods(trial, at, 100)
     if lacks:
@@ -195,13 +164,13 @@ def _promote(state: Rollout, trial: Trial, at: _At) -> _Said:
         if trial.paused:
             return _Said(state, "Paused", "Paused before it serves everybody.")
         return _next(state, trial, at, "WeightRaised", "100% of new episodes.", weight=100)
-    if not _is_followed(state, trial, at):
+    if not is_followed(state, trial, at):
         return _wait(state, trial, at, "Routing", "Not every pod follows 100% yet.")
     message = "It serves everybody; what was before stays ready."
     return _next(state, trial, at, "Baking", message, phase="Bake")
 
 
-def _bake(state: Rollout, trial: Trial, at: _At) -> _Said:
+def _bake(state: Rollout, trial: Trial, at: At) -> _Said:
     """The old policy keeps its capacity for a while, then until its last episode or the deadline ends."""
     if state.stable is not None:
         lacks = _lacks_pods(trial, at, 100)
@@ -226,13 +195,13 @@ def _bake(state: Rollout, trial: Trial, at: _At) -> _Said:
     return _say(done, trial, "Promoted", f"{_short(trial.digest)} is the stable policy.")
 
 
-def _next(state: Rollout, trial: Trial, at: _At, reason: str, message: str, **changes: object) -> _Said:
+def _next(state: Rollout, trial: Trial, at: At, reason: str, message: str, **changes: object) -> _Said:
     """The trial goes on: what changes, and the time at which it does."""
     onward = _with(trial, since=at.stamp, waiting_since=None, **changes)
     return _say(_with(state, trial=onward), onward, reason, f"{_short(trial.digest)}: {message}")
 
 
-def _roll_back(state: Rollout, trial: Trial, at: _At, outcome: Outcome, why: str) -> _Said:
+def _roll_back(state: Rollout, trial: Trial, at: At, outcome: Outcome, why: str) -> _Said:
     back = _with(trial, phase="RollBack", since=at.stamp, outcome=outcome, why=why)
     begun = _rolling_back(_with(state, trial=back), back, at)
     occurrence = Occurrence(
@@ -242,13 +211,13 @@ def _roll_back(state: Rollout, trial: Trial, at: _At, outcome: Outcome, why: str
     return _Said(begun.state, begun.reason, begun.message, occurrence)
 
 
-def _rolling_back(state: Rollout, trial: Trial, at: _At) -> _Said:
+def _rolling_back(state: Rollout, trial: Trial, at: At) -> _Said:
     """Everybody to stable as soon as one of its pods is ready, then observed to be so, then forgotten."""
     if trial.weight and state.stable is not None and not at.seen.ready(state.stable):
         return _Said(state, "RollingBack", f"Stable {_short(state.stable)} has no ready pod to go back to.")
     if trial.weight:
         return _Said(_with(state, trial=_with(trial, weight=0, since=at.stamp)), "RollingBack", trial.why)
-    if state.stable is not None and not (_is_followed(state, trial, at) and at.seen.is_idle(trial.digest)):
+    if state.stable is not None and not (is_followed(state, trial, at) and at.seen.is_idle(trial.digest)):
         return _Said(state, "RollingBack", f"Not every pod has left {_short(trial.digest)} yet. {trial.why}")
     outcome = trial.outcome or "Aborted"
     quarantined = dict(state.quarantined)
@@ -269,7 +238,7 @@ def _rolling_back(state: Rollout, trial: Trial, at: _At) -> _Said:
     return _say(done, trial, "RolledBack", trial.why)
 
 
-def _lacks_pods(trial: Trial, at: _At, weight: int) -> str:
+def _lacks_pods(trial: Trial, at: At, weight: int) -> str:
     """What is missing for a share of the traffic, in words; empty where nothing is."""
     needed, ready = at.pods(weight), at.seen.ready(trial.digest)
     return (
@@ -279,7 +248,7 @@ def _lacks_pods(trial: Trial, at: _At, weight: int) -> str:
     )
 
 
-def _wait(state: Rollout, trial: Trial, at: _At, reason: str, message: str) -> _Said:
+def _wait(state: Rollout, trial: Trial, at: At, reason: str, message: str) -> _Said:
     """Wait until the deadline, then go back; with nothing to go back to, go on waiting and say so."""
     began = trial.waiting_since or at.stamp
     if at.seconds_since(began) <= at.rules.deadline_seconds:
@@ -291,7 +260,7 @@ def _wait(state: Rollout, trial: Trial, at: _At, reason: str, message: str) -> _
     )
 
 
-def _first(at: _At, verdict: str) -> Decision | None:
+def _first(at: At, verdict: str) -> Decision | None:
     """The first decision with a verdict whose guard's policy is to roll back at once."""
     for decision in at.seen.decisions:
         if decision.verdict == verdict and _policy(at, decision).on_fail == "RollBack":
@@ -299,7 +268,7 @@ def _first(at: _At, verdict: str) -> Decision | None:
     return None
 
 
-def _in_doubt(at: _At, trial: Trial) -> tuple[Decision, Doubt] | None:
+def _in_doubt(at: At, trial: Trial) -> tuple[Decision, Doubt] | None:
     """The decision that stands in the way, and what its guard's policy says; None where all may advance.
 
     Without a single sample there is nothing to act on, whatever the policy: no traffic is no reason to roll
@@ -324,76 +293,22 @@ def _in_doubt(at: _At, trial: Trial) -> tuple[Decision, Doubt] | None:
     return found
 
 
-def _policy(at: _At, decision: Decision) -> GuardPolicy:
+def _policy(at: At, decision: Decision) -> GuardPolicy:
     return at.rules.policies.get(decision.guard, GuardPolicy())
 
 
-def _source(state: Rollout, at: _At) -> str | None:
+def _source(state: Rollout, at: At) -> str | None:
     """The digest to serve: the source's, or the one pinned by `undo` while the source stays as it was."""
     pin = state.pin
     return pin.digest if pin is not None and at.seen.source == pin.over else at.seen.source
 
 
-def _is_superseded(state: Rollout, trial: Trial, at: _At) -> bool:
+def _is_superseded(state: Rollout, trial: Trial, at: At) -> bool:
     wanted = _source(state, at)
     return wanted is not None and wanted != trial.digest
 
 
-def _split(state: Rollout, at: _At) -> Split:
-    """Who gets new episodes: what the state says, as far as the pods for it are ready at this moment."""
-    trial, stable = state.trial, state.stable
-    weights = _weights(state, at)
-    arms = {stable, trial.digest} if trial is not None else {stable}
-    evicted = frozenset(digest for digest in at.seen.arms if digest not in arms)
-    mirrored: tuple[str, int] | None = None
-    if trial is not None:
-        stage = at.stage(trial)
-        if trial.phase == "Stage" and stage is not None and stage.mirrored:
-            mirrored = trial.digest, stage.weight
-        # Episodes of a policy that did nothing wrong may end where they began.
-        if trial.phase == "RollBack" and (trial.outcome in ("Failed", "TimedOut") or at.is_late(trial)):
-            evicted |= {trial.digest}
-    return Split(weights, mirrored, evicted - weights.keys())
-
-
-def _weights(state: Rollout, at: _At) -> dict[str, int]:
-    """The state may be older than what is ready: the operator may die before it writes what it decided."""
-    seen, trial, stable = at.seen, state.trial, state.stable
-    weight = trial.weight if trial is not None else 0
-    if trial is not None and stable and seen.ready(stable) and not seen.ready(trial.digest):
-        weight = 0
-    shares = ((stable, 100 - weight), (trial.digest if trial is not None else None, weight))
-    weights = {digest: share for digest, share in shares if digest and share}
-    for digest, share in weights.items():
-        needed = 1 if digest == stable else at.pods(share)
-        if share > seen.routed.weights.get(digest, 0) and seen.ready(digest) < needed:
-            return dict(seen.routed.weights)
-    return weights
-
-
-def _is_followed(state: Rollout, trial: Trial, at: _At) -> bool:
-    """Whether the trial's weight is in force, and every pod is observed to follow it."""
-    split = _split(state, at)
-    return split.weights.get(trial.digest, 0) == trial.weight and at.seen.follows(split)
-
-
-def _replicas(state: Rollout, split: Split, at: _At) -> dict[str, int]:
-    """Pods of each arm. What has no part any more keeps them until it is seen that nobody is sent there."""
-    seen, trial = at.seen, state.trial
-    wanted: dict[str, int] = {}
-    if state.stable is not None:
-        wanted[state.stable] = at.pods(100)
-    if trial is not None and trial.phase != "RollBack":
-        stage = at.stage(trial) if state.stable is not None and trial.phase in ("Surge", "Stage") else None
-        wanted[trial.digest] = at.pods(max(trial.weight, stage.weight) if stage else 100)
-    for digest, arm in seen.arms.items():
-        if digest not in wanted:
-            is_left = digest not in split.weights and seen.follows(split) and seen.is_idle(digest)
-            wanted[digest] = 0 if is_left else arm.replicas
-    return wanted
-
-
-def _obey(state: Rollout, at: _At) -> Rollout:
+def _obey(state: Rollout, at: At) -> Rollout:
     """Carry out a command that has not been yet."""
     command, trial = at.seen.command, state.trial
     if command is None or command.id == state.command:

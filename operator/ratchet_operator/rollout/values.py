@@ -4,14 +4,17 @@ Arms are named by the digest of the policy that they serve; a digest never chang
 "stable" is always something that can be gone back to.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field
 
 from ratchet.api.v1alpha1.base import ApiModel
 from ratchet.evidence import Decision
+from ratchet_operator.ledger import parse_stamp, stamp
 from ratchet_operator.plan import Occurrence
 
 Phase = Literal["Surge", "Stage", "Promote", "Bake", "RollBack"]
@@ -200,6 +203,39 @@ class Seen:
     def is_idle(self, digest: str) -> bool:
         """Whether no traffic reaches an arm, as far as the present split goes."""
         return self.traffic is not None and not self.traffic.get(digest, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class At:
+    """Where a step stands: rules, what is seen, and the time by the operator's clock."""
+
+    rules: Rules
+    seen: Seen
+    now: datetime
+
+    @property
+    def stamp(self) -> str:
+        """The time as Kubernetes writes it."""
+        return stamp(self.now)
+
+    def seconds_since(self, text: str) -> float:
+        """Seconds since a stamp, below 0 when it is to come."""
+        then = parse_stamp(text)
+        return math.inf if then is None else (self.now - then).total_seconds()
+
+    def is_late(self, trial: Trial) -> bool:
+        """Whether the trial's phase or stage began longer ago than the deadline."""
+        return self.seconds_since(trial.since) > self.rules.deadline_seconds
+
+    def stage(self, trial: Trial) -> Stage | None:
+        """The stage of a trial, None where there is no further one."""
+        if trial.skip or trial.stage >= len(self.rules.stages):
+            return None
+        return self.rules.stages[trial.stage]
+
+    def pods(self, weight: int) -> int:
+        """Pods that a share of the traffic needs."""
+        return max(1, math.ceil(self.seen.demand * weight / 100))
 
 
 @dataclass(frozen=True, slots=True)
