@@ -218,23 +218,25 @@ def test_it_starts_with_the_route_of_a_file(tmp_path: Path):
 
 def test_waits_for_rewards_end_on_a_server_that_nobody_asks():
     now = 0.0
-    defaults: list[Reward] = []
-    settings = RewardSettings(window=1.0, default=-1.0)
-    rewards = Rewards(defaults.append, settings, lambda: now)
-    nothing = np.zeros(4, np.float32)
-    rewards.decided(Decision("mine", now, "digest", "stable", None, None, nothing, None, 0, -0.7, None))
-    now = 2.0
+    written: list[Reward] = []
 
-    async def ticking() -> None:
+    async def a_look_without_a_request() -> None:
+        done = asyncio.Event()
+        rewards = Rewards(
+            lambda reward: (written.append(reward), done.set()),
+            RewardSettings(window=1.0, default=-1.0),
+            lambda: now + 2.0,
+        )
+        nothing = np.zeros(4, np.float32)
+        rewards.decided(Decision("mine", now, "digest", "stable", None, None, nothing, None, 0, -0.7, None))
         task = asyncio.create_task(tick(rewards, 0.001))
         async with asyncio.timeout(30):
-            while not defaults:
-                await asyncio.sleep(0)
+            await done.wait()
         task.cancel()
 
-    asyncio.run(ticking())
+    asyncio.run(a_look_without_a_request())
 
-    assert [reward.reward for reward in defaults] == [-1.0]
+    assert [reward.reward for reward in written] == [-1.0]
 
 
 def test_ten_thousand_idle_connections_leave_the_others_alone(tmp_path: Path):
