@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ class SimulatedCluster:
 
     audit_policy: str = ""
     """YAML of an audit `Policy`; empty for no audit log."""
+    crds: Sequence[Json] = ()
+    """CustomResourceDefinitions to begin with: the garbage collector hears of later ones late."""
     scheduler: bool = True
     kwok_nodes: int = 0
     """How many nodes KWOK pretends; 0 starts no KWOK."""
@@ -183,6 +186,10 @@ class SimulatedCluster:
         )
         self._run("kube-apiserver", gomods.KUBERNETES, *self._api_server_arguments(client, api))
         self._wait_for("kube-apiserver", lambda: self._answers("/readyz"))
+        for crd in self.crds:
+            self.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
+        for crd in self.crds:
+            self._wait_for("kube-apiserver", partial(self._answers, _collection(crd)))
         self._run(
             "kube-controller-manager",
             gomods.KUBERNETES,
@@ -323,6 +330,12 @@ def _node(name: str) -> Json:
         "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "type": "kwok"}},
         "status": {"allocatable": amount, "capacity": amount},
     }
+
+
+def _collection(crd: Json) -> str:
+    """The path of a CustomResourceDefinition's objects."""
+    spec = crd["spec"]
+    return f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
 
 
 def _free_ports(count: int) -> list[int]:

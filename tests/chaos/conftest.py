@@ -30,12 +30,15 @@ def chart() -> Iterator[Chart]:
     command = [helm, "template", "ratchet", "charts/ratchet", "--namespace", SYSTEM, "--skip-tests"]
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     documents = [document for document in yaml.safe_load_all(text) if document]
+    crds = [document for document in documents if document["kind"] == "CustomResourceDefinition"]
+    others = [document for document in documents if document["kind"] != "Deployment" and document not in crds]
     controllers = ["--controllers=*,-node-lifecycle-controller"]
-    with SimulatedCluster(scheduler=False, arguments={"kube-controller-manager": controllers}) as cluster:
+    with SimulatedCluster(
+        crds=crds, scheduler=False, arguments={"kube-controller-manager": controllers}
+    ) as cluster:
         cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": SYSTEM}})
-        installed = yaml.safe_dump_all(document for document in documents if document["kind"] != "Deployment")
-        kubectl = [_tool("kubectl"), "--kubeconfig", str(cluster.admin_kubeconfig)]
-        subprocess.run([*kubectl, "apply", "--server-side", "-f", "-"], input=installed, text=True, check=True)
+        apply = [_tool("kubectl"), "--kubeconfig", str(cluster.admin_kubeconfig), "apply", "-f", "-"]
+        subprocess.run(apply, input=yaml.safe_dump_all(others), text=True, check=True, capture_output=True)
         yield Chart(cluster, documents)
 
 
@@ -44,7 +47,8 @@ def clean(chart: Chart, tmp_path_factory: pytest.TempPathFactory) -> Life:
     """A job's life to which nothing happened."""
 
     async def untroubled() -> Life:
-        async with stage(chart, tmp_path_factory.mktemp("clean")) as on, on.proxy() as proxy, on.operator(proxy):
+        logs = tmp_path_factory.mktemp("clean")
+        async with stage(chart, logs) as on, on.proxy() as proxy, on.operator(proxy):
             life = on.life("clean", proxy)
             await life.live()
             return life
@@ -53,5 +57,6 @@ def clean(chart: Chart, tmp_path_factory: pytest.TempPathFactory) -> Life:
 
 
 def _tool(name: str) -> str:
-    made = subprocess.run(["hack/cluster", "tool", name], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["hack/cluster", "tool", name]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return made.stdout.strip().splitlines()[-1]

@@ -11,8 +11,8 @@ from typing import TypeVar
 from proxy import Cut, Drop, Event, EventTrouble, Hold, Plan, Refuse, Request, Stale, Stop, Trouble
 
 T = TypeVar("T")
-MOST_IN_A_ROW = 4
-"""The operator's patience doubles with each failure of a key in a row; tests need not wait for a minute of it."""
+MOST_IN_A_ROW = 2
+"""The operator's patience doubles with each failure of a key in a row; tests need not wait for all of it."""
 
 
 def drawn(seed: int, *what: object) -> Random:
@@ -67,8 +67,9 @@ def _choose(random: Random, chances: dict[T, float], possible: Callable[[T], boo
 
 
 REFUSALS: dict[Trouble, float] = {
-    Refuse(409): 0.1, Refuse(410): 0.1, Refuse(429, retry_after=1): 0.05, Refuse(500): 0.07, Refuse(503): 0.07,
+    Refuse(409): 0.05, Refuse(410): 0.1, Refuse(429, retry_after=1): 0.03,
+    Refuse(500): 0.03, Refuse(503): 0.03,
 }  # fmt: skip
-CUTS: dict[Trouble, float] = {Cut("before"): 0.1, Cut("middle"): 0.1, Cut("after"): 0.15}
+CUTS: dict[Trouble, float] = {Cut("before"): 0.03, Cut("middle"): 0.05, Cut("after"): 0.07}
 LIES: dict[EventTrouble, float] = {Drop(): 0.15, Hold(0.3): 0.15, Hold(1.5): 0.1}
 STOPS: dict[EventTrouble, float] = {Stop(gone=True): 0.05, Stop(gone=False): 0.05}

@@ -1,4 +1,4 @@
-"""A node that pretends: it runs every pod that appears, and a trainer's pod answers /status on its own address.
+"""A node that pretends: it runs every pod that appears; a trainer's pod answers /status on its own address.
 
 It talks to the API server directly, never through the proxy, and keeps count of the pods it saw.
 """
@@ -71,6 +71,7 @@ class Kubelet:
     """Use as an async context manager."""
 
     api: Api
+    pods_run: bool = True
     says: dict[str, TrainerStatus] = field(default_factory=dict[str, TrainerStatus])
     """What the trainer of a job answers, by the job's UID; Starting where nothing is written here."""
     ran: Counter[tuple[str, str, str]] = field(default_factory=Counter[tuple[str, str, str]])
@@ -121,6 +122,8 @@ class Kubelet:
     async def _run(self) -> None:
         while True:
             found = await self.api.request("GET", "/api/v1/pods") or {}
+            if not self.pods_run:
+                return
             for pod in found["items"]:
                 await self._look_at(pod)
             version = found["metadata"]["resourceVersion"]
@@ -143,7 +146,9 @@ class Kubelet:
             elif "nodeName" not in pod["spec"]:
                 target = {"kind": "Node", "name": NODE}
                 await self.api.request(
-                    "POST", f"{_path(pod)}/binding", {"metadata": {"name": pod["metadata"]["name"]}, "target": target}
+                    "POST",
+                    f"{_path(pod)}/binding",
+                    {"metadata": {"name": pod["metadata"]["name"]}, "target": target},
                 )
             elif pod["metadata"]["uid"] not in self._started:
                 self._started.add(pod["metadata"]["uid"])
@@ -199,7 +204,9 @@ class Kubelet:
         labels = pod["metadata"]["labels"]
         uid, attempt = labels[JOB_UID_LABEL], int(labels[ATTEMPT_LABEL])
         starting = TrainerStatus(uid=uid, attempt=attempt, epoch=attempt, state="Starting")
-        said = self.says.get(uid, starting).model_copy(update={"uid": uid, "attempt": attempt, "epoch": attempt})
+        said = self.says.get(uid, starting).model_copy(
+            update={"uid": uid, "attempt": attempt, "epoch": attempt}
+        )
         return web.json_response(said.to_wire())
 
 

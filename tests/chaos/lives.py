@@ -1,4 +1,4 @@
-"""The life of a job, told in scenes, and what is left of it after each: the same, whatever happens to the operator."""
+"""The life of a job, told in scenes, and what there is of it after each: always the same."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ SPEC: Json = {
 }
 CHILDREN = (DEPLOYMENT, SERVICE, CONFIG_MAP, SECRET, ROLLOUT_POOL, WORKER_SET, POD)
 DEADLINE = 90.0
-QUIET = 3.0
+QUIET = 2.5
 """Seconds without a write that make a state a steady one; longer than the operator's resync."""
 
 State = dict[str, Json]
@@ -87,6 +87,7 @@ class Life:
         for number, (scene, end) in enumerate(SCENES.items()):
             await scene(self)
             if as_before is None:
+
                 async def over(end: tuple[str, ...] = end) -> bool:
                     return await self.summary() == end and self.quiet()
 
@@ -105,13 +106,17 @@ class Life:
         """Reason of the condition that matters, attempt, steps, and how many workers are ready."""
         status = (await self.job()).get("status", {})
         true = {c["type"]: c["reason"] for c in status.get("conditions", []) if c["status"] == "True"}
-        reason = next((true[kind] for kind in ("Succeeded", "Failed", "Suspended", "Progressing") if kind in true), "")
+        reason = next(
+            (true[kind] for kind in ("Succeeded", "Failed", "Suspended", "Progressing") if kind in true), ""
+        )
         steps, ready = status.get("progress", {}).get("steps"), status.get("workers", {}).get("ready")
         return (reason, *(str(value) for value in (status.get("attempt"), steps, ready)))
 
     def quiet(self) -> bool:
         """Whether the operator has written nothing for a while."""
-        last = max((write.at for proxy in self.proxies for write in proxy.writes(self.namespace)), default=None)
+        last = max(
+            (write.at for proxy in self.proxies for write in proxy.writes(self.namespace)), default=None
+        )
         return last is not None and time.monotonic() - last > QUIET
 
     async def settle_in(self) -> None:
@@ -181,7 +186,9 @@ class Life:
 
     def pods(self) -> Counter[tuple[str, str]]:
         """How many pods ran, by component and attempt."""
-        return Counter({key[1:]: count for key, count in self.kubelet.ran.items() if key[0] == self.namespace})
+        return Counter(
+            {key[1:]: count for key, count in self.kubelet.ran.items() if key[0] == self.namespace}
+        )
 
     def _plain(self, text: str) -> str:
         text = text.replace(self.namespace, "NAMESPACE")
@@ -236,8 +243,8 @@ def difference(one: Any, other: Any, path: str = "") -> str:
     return "" if one == other else f"{path}: {json.dumps(one)[:300]} became {json.dumps(other)[:300]}"
 
 
-async def begin(life: Life) -> None:
-    job = {"apiVersion": API_VERSION, "kind": "RLTrainingJob", "metadata": {"name": JOB}, "spec": SPEC}
+async def begin(life: Life, spec: Json = SPEC) -> None:
+    job = {"apiVersion": API_VERSION, "kind": "RLTrainingJob", "metadata": {"name": JOB}, "spec": spec}
     made = await life.api.request("POST", TRAINING_JOB.path(life.namespace), job)
     assert made is not None
     life.uid = made["metadata"]["uid"]

@@ -12,7 +12,7 @@ import ssl
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import aiohttp
@@ -101,10 +101,10 @@ EventTrouble = Drop | Hold | Stop
 class Plan:
     """When to make trouble; this one makes none."""
 
-    def request(self, request: Request) -> Trouble | None:  # noqa: ARG002
+    def request(self, request: Request) -> Trouble | None:
         return None
 
-    def event(self, event: Event) -> EventTrouble | None:  # noqa: ARG002
+    def event(self, event: Event) -> EventTrouble | None:
         return None
 
     def executed(self, request: Request) -> None:
@@ -208,7 +208,7 @@ class Proxy:
         if not self._open.is_set() or trouble == Cut("before"):
             return _broken(incoming)
         if isinstance(trouble, Hang):
-            while not _gone(incoming):
+            while not _gone(incoming):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
             return _broken(incoming)
         if isinstance(trouble, Refuse):
@@ -239,13 +239,16 @@ class Proxy:
 
     async def _ask(self, incoming: web.Request, body: bytes) -> tuple[int, dict[str, str], bytes]:
         async with self._session.request(
-            incoming.method, URL(self.upstream + incoming.raw_path, encoded=True), headers=_headers(incoming), data=body or None
+            incoming.method,
+            self._url(incoming),
+            headers=_headers(incoming),
+            data=body or None,
         ) as answer:
             text = await answer.read()
             return answer.status, {"Content-Type": answer.headers.get("Content-Type", "")}, text
 
     async def _watch(self, incoming: web.Request, request: Request, generation: int) -> web.StreamResponse:
-        async with self._session.get(URL(self.upstream + incoming.raw_path, encoded=True), headers=_headers(incoming)) as answer:
+        async with self._session.get(self._url(incoming), headers=_headers(incoming)) as answer:
             if answer.status != 200:
                 return web.Response(status=answer.status, body=await answer.read())
             stream = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -258,9 +261,12 @@ class Proxy:
                 with contextlib.suppress(ConnectionError):
                     await stream.write(line)
 
+            def over() -> bool:
+                return generation != self._generation or _gone(incoming)
+
             try:
                 await stream.prepare(incoming)
-                async for line in self._lines(answer, lambda: generation != self._generation or _gone(incoming)):
+                async for line in self._lines(answer, over):
                     event = self._event(request, json.loads(line))
                     trouble = self.plan.event(event)
                     if trouble is not None:
@@ -287,6 +293,9 @@ class Proxy:
                 for task in held.values():
                     task.cancel()
             return stream
+
+    def _url(self, incoming: web.Request) -> URL:
+        return URL(self.upstream + incoming.raw_path, encoded=True)
 
     @staticmethod
     async def _lines(answer: aiohttp.ClientResponse, ended: Callable[[], bool]) -> AsyncIterator[bytes]:
@@ -316,7 +325,7 @@ class Proxy:
         resource = "/".join(filter(None, (part.get("resource", incoming.path), part.get("sub"))))
         request = Request(verb, resource, part.get("namespace", ""), name)
         self._seen[request] += 1
-        return Request(*(request.verb, request.resource, request.namespace, request.name), self._seen[request] - 1)
+        return replace(request, nth=self._seen[request] - 1)
 
     def _event(self, request: Request, event: Json) -> Event:
         metadata = event["object"].get("metadata", {})

@@ -10,8 +10,10 @@ from pathlib import Path
 import aiohttp
 from kubelet import Api, Kubelet
 from lives import Life
-from operators import Chart, Operator
+from operators import SYSTEM, Chart, Operator
 from proxy import Plan, Proxy
+from ratchet_operator.kinds import LEASE
+from ratchet_operator.leader import LEASE_NAME
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(chart: Chart, logs: Path) -> AsyncIterator[Stage]:
+async def stage(chart: Chart, logs: Path, *, pods_run: bool = True) -> AsyncIterator[Stage]:
     """A stage on the cluster in which the chart is installed."""
     cluster = chart.cluster
     token = json.loads(cluster.admin_kubeconfig.read_text())["users"][0]["user"]["token"]
@@ -46,5 +48,6 @@ async def stage(chart: Chart, logs: Path) -> AsyncIterator[Stage]:
         timeout=aiohttp.ClientTimeout(total=None),
     ) as session:
         api = Api(session)
-        async with Kubelet(api) as kubelet:
+        await api.request("DELETE", LEASE.path(SYSTEM, LEASE_NAME))  # nobody is left who would give it back
+        async with Kubelet(api, pods_run) as kubelet:
             yield Stage(chart, api, kubelet, logs)

@@ -1,4 +1,4 @@
-"""What the network and the API server do to the operator changes nothing for a job: same states, same creations."""
+"""What network and API server do to the operator changes nothing for a job: same states, same creations."""
 
 import asyncio
 from collections import Counter
@@ -22,7 +22,9 @@ JOBS = 3
 
 def test_a_life_without_trouble_makes_each_object_once(clean: Life):
     again = {"replicasets"}  # a pool's workers go when it is suspended, and come again
-    assert {name: count for (kind, name), count in clean.creations().items() if count > 1 and kind not in again} == {}
+    assert {
+        name: count for (kind, name), count in clean.creations().items() if count > 1 and kind not in again
+    } == {}
     assert {record.status for proxy in clean.proxies for record in proxy.writes()} <= {200, 201}
 
 

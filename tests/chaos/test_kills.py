@@ -1,4 +1,4 @@
-"""The operator is killed after each of its writes, before it learns that the write was made, and starts again."""
+"""The operator is killed after each of its writes, before it learns that it was made, and starts again."""
 
 import asyncio
 from pathlib import Path
@@ -28,11 +28,14 @@ def test_the_operator_killed_after_the_nth_write_for_every_n(clean: Life, chart:
     plan = KilledAfterEachWrite()
 
     async def killed() -> Life:
-        async with stage(chart, tmp_path) as on, on.proxy(plan, one_write_at_a_time=True) as proxy:
-            async with on.operator(proxy) as plan.operator:
-                life = on.life("killed", proxy)
-                await life.live(clean)
-                return life
+        async with (
+            stage(chart, tmp_path) as on,
+            on.proxy(plan, one_write_at_a_time=True) as proxy,
+            on.operator(proxy) as plan.operator,
+        ):
+            life = on.life("killed", proxy)
+            await life.live(clean)
+            return life
 
     life = asyncio.run(killed())
     assert plan.kills >= KILLS_FOR_A_LIFE

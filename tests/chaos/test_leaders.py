@@ -1,4 +1,4 @@
-"""Two operators at once: the Lease decides, nothing is written twice, and one stops before the other starts."""
+"""Two operators at once: the Lease decides, nothing is written twice, one stops before the other starts."""
 
 import asyncio
 import signal
