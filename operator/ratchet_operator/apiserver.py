@@ -19,7 +19,7 @@ from ratchet_operator.metrics import API_READS, API_WRITES, ERRORS
 
 PARTIAL = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=20)
-PAGE = 500
+PAGE = 100
 NO_VERSION = "1"  # of no object, since etcd's first write has revision 2
 
 
@@ -178,27 +178,25 @@ class ApiServer:
                 return None
             raise
 
-    async def list(
+    async def pages(
         self, kind: Kind, namespace: str | None, selector: str | None, fields: str | None = None
-    ) -> tuple[list[Json], int]:
-        """All objects of a kind that the selectors find, and the resourceVersion of the list."""
+    ) -> AsyncIterator[tuple[list[Json], int]]:
+        """All objects of a kind that the selectors find, a page at a time since they are large when they
+        come, and the resourceVersion of the list, which is the same for all pages.
+        """
         API_READS.labels("list", kind.kind).inc()
         params = {"limit": str(PAGE)}
         if selector:
             params["labelSelector"] = selector
         if fields:
             params["fieldSelector"] = fields
-        found: list[Json] = []
         while True:
             page = await self.request("GET", kind.path(namespace), params=params)
-            found += items(page, "items")
-            version, more = (
-                sub(page, "metadata").get("resourceVersion"),
-                sub(page, "metadata").get("continue"),
-            )
-            if not more:
-                return found, int(version or 0)
-            params["continue"] = more
+            about: Json = sub(page, "metadata")
+            yield items(page, "items"), int(about.get("resourceVersion") or 0)
+            if not about.get("continue"):
+                return
+            params["continue"] = about["continue"]
 
     async def apply(self, kind: Kind, obj: Json, version: str | None = None) -> Json:
         """Server-side apply with our field manager, by force.

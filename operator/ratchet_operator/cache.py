@@ -85,10 +85,16 @@ class Packed:
 
 
 class Store:
-    """All objects of one kind."""
+    """All objects of one kind.
+
+    Attributes:
+        changes: how much news there was, so that a reader knows whether he must look again.
+
+    """
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
+        self.changes = 0
         self._by_uid: dict[str, Packed] = {}
         self._by_name: dict[tuple[str, str], str] = {}
         self._by_label: dict[tuple[str, str, str], dict[str, None]] = {}
@@ -115,6 +121,7 @@ class Store:
         self._by_uid[uid] = packed
         if before is not None and before.text == packed.text:
             return False, None
+        self.changes += 1
         known = before.unpack() if before is not None else None
         if known is not None:
             self._unindex(known)
@@ -131,13 +138,13 @@ class Store:
         packed = self._by_uid.pop(uid, None)
         if packed is None:
             return None
+        self.changes += 1
         before = packed.unpack()
         self._unindex(before)
         return before
 
-    def missing_from(self, listed: Iterable[Json], namespaces: tuple[str, ...], version: int) -> list[Json]:
-        """What is known here and not in a list of this resourceVersion: deleted while nobody watched."""
-        there = {uid_of(obj) for obj in listed}
+    def missing_from(self, there: set[str], namespaces: tuple[str, ...], version: int) -> list[Json]:
+        """What is known here and not in a list, by UIDs and resourceVersion: deleted while nobody watched."""
         return [
             packed.unpack()
             for uid, packed in self._by_uid.items()

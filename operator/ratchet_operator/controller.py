@@ -12,7 +12,7 @@ from ratchet_operator.cache import Cache
 from ratchet_operator.execute import Executor
 from ratchet_operator.feed import Feed
 from ratchet_operator.kinds import KIND_BY_NAME, ROLLOUT_POOL, TRAINING_JOB, Json, Key, Kind, uid_of
-from ratchet_operator.metrics import ERRORS, OBJECTS, RECONCILE_SECONDS
+from ratchet_operator.metrics import ERRORS, OBJECTS, RECONCILE_SECONDS, WATCH_MISSED
 from ratchet_operator.observe import Observer, SecretSightings
 from ratchet_operator.plan import Plan
 from ratchet_operator.reconcile.job import reconcile_job
@@ -60,13 +60,19 @@ class Controller:
         for namespace in (
             self._settings.namespaces if kind.namespaced and self._settings.namespaces else (None,)
         ):
-            listed, version = await self._api.list(kind, namespace, selector)
+            there: set[str] = set()
+            missed, version = 0, 0
+            async for page, of_list in self._api.pages(kind, namespace, selector):
+                version = of_list
+                for obj in page:  # items of a list carry neither
+                    obj.setdefault("apiVersion", kind.api_version)
+                    obj.setdefault("kind", kind.kind)
+                    missed += self.feed.seen(kind, obj)
+                    there.add(uid_of(obj))
             if kind is TRAINING_JOB and self._observer.oldest_news is None:
                 self._observer.oldest_news = version
-            for obj in listed:  # items of a list carry neither
-                obj.setdefault("apiVersion", kind.api_version)
-                obj.setdefault("kind", kind.kind)
-            missed = self.feed.relisted(kind, listed, version, (namespace,) if namespace else ())
+            missed += self.feed.relisted(kind, there, version, (namespace,) if namespace else ())
+            WATCH_MISSED.labels(kind.kind).inc(missed)
             if missed and self.synced:
                 log.warning(
                     "a resync found changes that no watch had told", extra={"kind": kind.kind, "n": missed}

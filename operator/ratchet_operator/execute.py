@@ -112,7 +112,8 @@ class Executor:
         """What has the name lacks the label that we watch. Ours gets it back; all else is left alone."""
         metadata, kind = apply.obj["metadata"], apply.kind
         name = metadata["name"]
-        there, _ = await self._api.list(kind, metadata["namespace"], None, fields=f"metadata.name={name}")
+        named = self._api.pages(kind, metadata["namespace"], None, fields=f"metadata.name={name}")
+        there = [obj async for page, _ in named for obj in page]
         owner = (controller_of(apply.obj) or {}).get("uid", "")
         if there and not is_owned_by(there[0], owner):
             return f"{kind.kind} {name} exists and belongs to someone else: rename it, or this {key.kind}"

@@ -22,7 +22,6 @@ from ratchet_operator.kinds import (
     sub,
     uid_of,
 )
-from ratchet_operator.metrics import WATCH_MISSED
 from ratchet_operator.observe import most_devices_on_a_node
 from ratchet_operator.workqueue import Lane, WorkQueue
 
@@ -77,14 +76,10 @@ class Feed:
             self._tell(kind, before, None, Lane.CHANGE)
         return before is not None
 
-    def relisted(self, kind: Kind, listed: list[Json], version: int, namespaces: tuple[str, ...]) -> int:
-        """A whole list: takes in what a watch missed, forgets what is gone; returns how much that was."""
-        missed = sum(self.seen(kind, obj) for obj in listed)
-        missed += sum(
-            self.gone(kind, obj) for obj in self._cache[kind].missing_from(listed, namespaces, version)
-        )
-        WATCH_MISSED.labels(kind.kind).inc(missed)
-        return missed
+    def relisted(self, kind: Kind, there: set[str], version: int, namespaces: tuple[str, ...]) -> int:
+        """A whole list, by UIDs: forgets what it no longer has; returns how much that was."""
+        missing = self._cache[kind].missing_from(there, namespaces, version)
+        return sum(self.gone(kind, obj) for obj in missing)
 
     def everything(self, lane: Lane) -> None:
         """Every job and every pool needs a look."""

@@ -62,8 +62,12 @@ class TrainerWatch:
     async def run(self) -> None:
         """Ask for ever."""
         async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+            pods: dict[str, tuple[Json, str]] = {}
+            seen = -1
             while True:
-                pods = await self._trainers()
+                if seen != self._cache[POD].changes:
+                    seen = self._cache[POD].changes
+                    pods = await self._trainers()
                 for uid in (self._answers.keys() | self._misses.keys()) - pods.keys():
                     self._answers.pop(uid, None)
                     self._misses.pop(uid, None)

@@ -8,6 +8,7 @@ from kopf._core.engines.peering import Identity
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from kubernetes.aio.client.configuration import Configuration
 
+from ratchet_operator.apiserver import PAGE
 from ratchet_operator.feed import Feed
 from ratchet_operator.kinds import (
     CONFIG_MAP,
@@ -109,7 +110,8 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     chosen.watching.connect_timeout = 10
     chosen.watching.server_timeout = 600
     chosen.watching.client_timeout = 660
-    chosen.watching.chunk_size = 500
+    chosen.watching.chunk_size = PAGE
+    chosen.queueing.idle_timeout = 0.1  # a task and a queue for each object, for as long as it is in motion
     chosen.process.ultimate_exiting_timeout = 20
     for kind, selector in watched(settings).items():
         if selector is not None:

@@ -126,7 +126,7 @@ def test_a_list_forgets_what_it_no_longer_has_and_only_that():
         into.seen(DEPLOYMENT, obj(name, name, version, owner=("RLTrainingJob", name)))
     told(queue)
 
-    missed = into.relisted(DEPLOYMENT, [obj("stays", "stays", 1)], 50, ())
+    missed = into.relisted(DEPLOYMENT, {"stays"}, 50, ())
 
     assert missed == 1
     assert cache[DEPLOYMENT].get("team", "goes") is None
@@ -138,7 +138,7 @@ def test_a_list_of_one_namespace_says_nothing_of_another():
     into, cache, _ = feed()
     into.seen(DEPLOYMENT, obj("a", "1", 1))
 
-    into.relisted(DEPLOYMENT, [], 50, ("other",))
+    into.relisted(DEPLOYMENT, set(), 50, ("other",))
 
     assert cache[DEPLOYMENT].get("team", "a") is not None
 
