@@ -134,6 +134,10 @@ def _second_is(value: float):
     return change
 
 
+def _all_nan(decisions: Any) -> Any:
+    return decisions._replace(log_probability=decisions.log_probability * np.nan)
+
+
 FAILURES = {
     "nan": _spoiled(log_probability=_second_is(np.nan)),
     "mask-violation": _spoiled(action=_second_is(0)),
@@ -167,6 +171,15 @@ def test_when_no_policy_answers_the_scripted_action_does():
     assert (answer["action"], answer["fallback"], answer["digest"]) == (2, "scripted", "scripted")
     assert answer["logProbability"] == 0
     assert arm["fallbacks"] == {"scripted": {"policy-error": 1}}
+
+
+def test_a_row_that_every_policy_fails_at_gets_the_scripted_action_alone():
+    with serving(Pair(Broken(policy("b"), _all_nan), Broken(policy("a"), FAILURES["nan"]))) as running:
+        _, answer = running.act(observations=[OBSERVATION] * 3, masks=[[False, True, True]] * 3)
+        fallbacks = running.stats()["arms"][0]["fallbacks"]
+    assert answer["fallbacks"] == ["previous", "scripted", "previous"]
+    assert answer["actions"][1] == 1
+    assert fallbacks == {"previous": {"nan": 2}, "scripted": {"nan": 1}}
 
 
 SPACES = {
@@ -217,16 +230,16 @@ def test_a_recurrent_policy_remembers_each_episode_for_itself():
     for row in rows:
         decided = served.decide(
             row[None],
-            deterministic=np.array([True]),
+            deterministic=np.array([False]),
             temperature=np.ones(1, np.float32),
-            seeds=[None],
+            seeds=[7],
             states=states,
         )
         states = decided.states
         wanted.append(float(decided.log_probability[0]))
     with serving(Pair(policy("a", RECURRENT))) as running, running.connect() as connection:
         bodies = [
-            json.dumps({"observation": row.tolist(), "episode": name, "deterministic": True})
+            json.dumps({"observation": row.tolist(), "episode": name, "seed": 7})
             for row in rows
             for name in ("one", "two")
         ]
@@ -234,6 +247,7 @@ def test_a_recurrent_policy_remembers_each_episode_for_itself():
         connection.sendall(b"".join(post(body) for body in bodies))
         found = [answer["logProbability"] for _, answer in answers(connection, 10)]
         refused = running.act(observation=OBSERVATION)
+    assert len(set(wanted)) == 5
     assert found[0::2] == pytest.approx(wanted, abs=1e-5)
     assert found[1::2] == pytest.approx(wanted, abs=1e-5)
     assert refused[1]["error"]["code"] == "no-episode"
