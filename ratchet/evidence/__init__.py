@@ -4,7 +4,7 @@ Pure functions and values on numpy; no clock, no I/O. docs/judge.md says what ea
 """
 
 from ratchet.evidence.cohorts import Cohort, Episodes, OpenCohorts
-from ratchet.evidence.drift import Drift
+from ratchet.evidence.drift import Drift, Shift
 from ratchet.evidence.guards import (
     DriftGuard,
     LatencyAgainstStable,
@@ -13,6 +13,7 @@ from ratchet.evidence.guards import (
     RateLimit,
     ReturnGuard,
     Returns,
+    ShiftGuard,
     TripWire,
 )
 from ratchet.evidence.latency import LatencyRatio
@@ -39,6 +40,8 @@ __all__ = [
     "RateRatio",
     "ReturnGuard",
     "Returns",
+    "Shift",
+    "ShiftGuard",
     "TripWire",
     "Verdict",
     "dump",

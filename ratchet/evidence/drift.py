@@ -6,9 +6,11 @@ difference of its shares is tested. It never exceeds the distance whatever the g
 exact; the guesses settle on the set that attains it, so the test sees every drift in the end. Sequential
 two-sample testing by betting: Shekhar, Ramdas (2023), IEEE Trans. Inf. Theory 70(2).
 
-Continuous actions are counted in bins per dimension, one histogram behind the other.
+Continuous actions are counted in bins per dimension, one histogram behind the other; or, where only moments
+are at hand, compared by how far each component's mean has moved.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -64,6 +66,45 @@ class Drift:
         """
         log_e = self.contrast.log_e_above(margin=-allowed, width=1.0)
         return log_e / max(1.0, decisions_per_episode)
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """Continuous actions by their moments: one contrast for each component."""
+
+    components: tuple[Contrast, ...] = ()
+
+    def add(self, canary: Sequence[Moments], stable: Sequence[Moments]) -> "Shift":
+        """One interval's increments, a sample for each component."""
+        before = self.components or (Contrast(),) * len(canary)
+        arms = zip(before, canary, stable, strict=True)
+        return Shift(tuple(contrast.add(one, other) for contrast, one, other in arms))
+
+    @property
+    def distance(self) -> float:
+        """The largest difference of means, in standard deviations of the stable arm; 0 where it has none."""
+        found = [abs(c.difference()) / _deviation(c) for c in self.components if _deviation(c)]
+        return max(found, default=0.0)
+
+    def log_e_above(self, allowed: float, decisions_per_episode: float = 1.0) -> float:
+        """Log evidence that some component's mean moved by over `allowed` standard deviations.
+
+        The mean of e-values is one, so many components cost little. Exact asymptotically.
+        """
+        found: list[float] = []
+        for contrast in self.components:
+            margin = allowed * _deviation(contrast)
+            found += [contrast.log_e_above(margin=-margin), contrast.log_e_below(margin=margin)]
+        if not found:
+            return 0.0
+        top = max(found)
+        mean = top + math.log(sum(math.exp(one - top) for one in found) / len(found))
+        return mean / max(1.0, decisions_per_episode)
+
+
+def _deviation(contrast: Contrast) -> float:
+    seen = contrast.stable.all
+    return math.sqrt(seen.m2 / seen.n) if seen.n else 0.0
 
 
 def shares(counts: Sequence[int]) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ratchet.evidence.cohorts import Cohort
-from ratchet.evidence.drift import Drift
+from ratchet.evidence.drift import Drift, Shift
 from ratchet.evidence.latency import LatencyRatio, edge_of, quantile_edge, slower
 from ratchet.evidence.means import Contrast
 from ratchet.evidence.rates import Count, Rate, RateRatio
@@ -253,6 +253,35 @@ class DriftGuard:
         measured = Measured(
             state.distance, None, n, sum(state.stable), state.distance, low, 1.0, self.distance,
             state.distance <= self.distance, broken, 0.0, sentence,
+        )  # fmt: skip
+        return decide(self.name, measured, alpha, beta, self.minimum)
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftGuard:
+    """No component of canary's actions has another mean than stable's, within `distance`. State: a Shift.
+
+    Attributes:
+        distance: in standard deviations of the stable arm.
+
+    """
+
+    name: str
+    distance: float = 0.5
+    decisions_per_episode: float = 1.0
+    minimum: int = 500
+
+    def judge(self, state: Shift, alpha: float, beta: float) -> Decision:
+        """The verdict on the sums so far; it is never proven that actions are the same."""
+        arms = [(one.canary.all.n, one.stable.all.n) for one in state.components] or [(0, 0)]
+        moved = state.distance
+        sentence = (
+            f"the mean of canary's actions is {moved:.3g} standard deviations from stable's, in the component "
+            f"that moved most ({arms[0][0]:,} actions, {arms[0][1]:,} stable ones), {self.distance:.3g} allowed"
+        )
+        measured = Measured(
+            moved, None, arms[0][0], arms[0][1], moved, 0.0, math.inf, self.distance, moved <= self.distance,
+            state.log_e_above(self.distance, self.decisions_per_episode), 0.0, sentence,
         )  # fmt: skip
         return decide(self.name, measured, alpha, beta, self.minimum)
 

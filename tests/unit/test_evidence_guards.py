@@ -24,6 +24,8 @@ from ratchet.evidence import (
     RateRatio,
     ReturnGuard,
     Returns,
+    Shift,
+    ShiftGuard,
     TripWire,
     Verdict,
     dump,
@@ -100,6 +102,37 @@ def test_a_policy_that_always_does_the_same_is_seen_against_stable_and_against_t
     assert DriftGuard("drift", 0.2).judge(state, ALPHA, BETA).verdict is Verdict.FAIL
     one_long_episode = DriftGuard("drift", 0.2, decisions_per_episode=200).judge(state, ALPHA, BETA)
     assert one_long_episode.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+
+
+def moved(rng: np.random.Generator, by: float, allowed: float, seconds: int) -> bool:
+    """Two components of which the second moves; each second 3 canary actions and 17 stable ones."""
+    state = Shift()
+    for _ in range(seconds):
+        arms = []
+        for n, shift in ((3, by), (17, 0.0)):
+            sample = rng.normal([0.0, shift], [1.0, 5.0], (n, 2))
+            arms.append(
+                [
+                    Moments(n, float(mean), float(m2))
+                    for mean, m2 in zip(sample.mean(0), n * sample.var(0), strict=True)
+                ]
+            )
+        state = state.add(*arms)
+        if state.log_e_above(allowed) >= math.log(1 / ALPHA):
+            return True
+    return False
+
+
+def test_continuous_actions_that_moved_as_far_as_allowed_stay_within_alpha():
+    rng = np.random.default_rng(7)
+    assert sum(moved(rng, 2.5, 0.5, 40) for _ in range(RUNS)) < MOST_FALSE
+
+
+def test_continuous_actions_that_moved_further_are_seen():
+    rng = np.random.default_rng(8)
+    assert sum(moved(rng, -7.5, 0.5, 40) for _ in range(100)) > 95
+    never = ShiftGuard("shift").judge(Shift(), ALPHA, BETA)
+    assert (never.verdict, never.canary) == (Verdict.NOT_ENOUGH_EVIDENCE, 0.0)
 
 
 def errors(canary: int, of: int, stable: int, of_stable: int) -> RateRatio:
