@@ -49,8 +49,6 @@ def befalls(trouble: Trouble, request: Request) -> bool:
     match trouble:
         case Refuse(status=409):
             return request.writes
-        case Refuse(status=410):
-            return request.verb == "watch"
         case Stale():
             return request.verb == "list"
         case Cut(when="after" | "middle"):
@@ -67,8 +65,7 @@ def _choose(random: Random, chances: dict[T, float], possible: Callable[[T], boo
 
 
 REFUSALS: dict[Trouble, float] = {
-    Refuse(409): 0.05, Refuse(410): 0.1, Refuse(429, retry_after=1): 0.03,
-    Refuse(500): 0.03, Refuse(503): 0.03,
+    Refuse(409): 0.05, Refuse(429, retry_after=1): 0.03, Refuse(500): 0.03, Refuse(503): 0.03,
 }  # fmt: skip
 CUTS: dict[Trouble, float] = {Cut("before"): 0.03, Cut("middle"): 0.05, Cut("after"): 0.07}
 LIES: dict[EventTrouble, float] = {Drop(): 0.15, Hold(0.3): 0.15, Hold(1.5): 0.1}

@@ -17,7 +17,7 @@ TROUBLES: dict[str, tuple[dict[Trouble, float], dict[EventTrouble, float]]] = {
     "events dropped, late, reordered; watches ended": ({}, {**LIES, **STOPS}),
     "everything": ({**REFUSALS, **CUTS, **STALE}, {**LIES, **STOPS}),
 }
-JOBS = 3
+JOBS = 2
 
 
 def test_a_life_without_trouble_makes_each_object_once(clean: Life):
