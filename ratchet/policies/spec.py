@@ -57,9 +57,11 @@ class SpaceSpec(_Value):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         try:
-            np.dtype(self.dtype)
+            kind = np.dtype(self.dtype).kind
         except TypeError as error:
             raise ValueError(f"{self.dtype} is no dtype of numpy") from error
+        if kind not in "biuf":
+            raise ValueError(f"{self.dtype} is no dtype of real numbers")
         size = prod(self.shape)
         if (self.n is not None) != (self.kind == "Discrete"):
             raise ValueError("n belongs to a Discrete space, and to no other")

@@ -240,6 +240,11 @@ def test_a_policy_that_answers_otherwise_than_where_it_was_made_is_refused():
         ({"schemaVersion": 2}, ArtifactUnsupported, "has schema version 2; this reads 1"),
         ({"weights": "int4"}, ArtifactUnsupported, "wrong at weights"),
         ({"spec": {"surprise": 1}}, ArtifactUnsupported, "wrong at spec.surprise"),
+        (
+            {"spec": {"action": {"dtype": "object"}}},
+            ArtifactUnsupported,
+            "object is no dtype of real numbers",
+        ),
         ({"preprocessing": {"limit": 5.0}}, ArtifactUnsupported, "a preprocessing that this version"),
         ({"files": {WEIGHTS: {"sha256": "../../etc/passwd"}}}, ArtifactUnsupported, "wrong at files"),
     ],
