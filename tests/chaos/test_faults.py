@@ -1,6 +1,6 @@
 """What network and API server do to the operator changes nothing for a job: same states, same creations.
 
-An operator may end of what befalls it, for kopf gives up on some answers; it is started again, as by a kubelet.
+An operator may end of what befalls it, for kopf gives up on some answers; it is then started again.
 """
 
 import asyncio
