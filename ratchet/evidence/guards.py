@@ -276,8 +276,9 @@ class ShiftGuard:
         arms = [(one.canary.all.n, one.stable.all.n) for one in state.components] or [(0, 0)]
         moved = state.distance
         sentence = (
-            f"the mean of canary's actions is {moved:.3g} standard deviations from stable's, in the component "
-            f"that moved most ({arms[0][0]:,} actions, {arms[0][1]:,} stable ones), {self.distance:.3g} allowed"
+            f"the mean of canary's actions is {moved:.3g} standard deviations from stable's, in the "
+            f"component that moved most ({arms[0][0]:,} actions, {arms[0][1]:,} stable ones), "
+            f"{self.distance:.3g} allowed"
         )
         measured = Measured(
             moved, None, arms[0][0], arms[0][1], moved, 0.0, math.inf, self.distance, moved <= self.distance,
