@@ -155,8 +155,8 @@ class Controller:
             if refused is None:
                 after = await self._decide(kind, obj, key, now)
                 after = replace(after, occurrences=(*plan.occurrences, *after.occurrences))
-                self.feed.pools_of(key.namespace, key.name, Lane.NEW)
             plan = after
+            self.feed.pools_of(key.namespace, key.name, Lane.NEW)
         plan = self._paced(kind, key, plan, now)
         refused = await self._executor.execute(key, obj, plan, now) or refused
         if plan.status is not None:
@@ -186,7 +186,7 @@ class Controller:
         """
         if plan.status is None:
             return plan
-        busy = self.queue.is_anyone_waiting(Lane.NEW)
+        busy = self.queue.waiting(Lane.NEW) >= self._settings.workers
         written = self._observer.progress_written.get(key)
         if written is None and plan.apply and (busy or kind is ROLLOUT_POOL):
             written = self._observer.progress_written[key] = now

@@ -131,9 +131,9 @@ class WorkQueue:
         key, _ = self._lanes[lane].popitem(last=False)
         return key
 
-    def is_anyone_waiting(self, lane: Lane) -> bool:
-        """Whether a key waits in this lane or a better one."""
-        return any(self._lanes[better] for better in Lane if better <= lane)
+    def waiting(self, lane: Lane) -> int:
+        """How many keys wait in this lane or a better one."""
+        return sum(len(self._lanes[better]) for better in Lane if better <= lane)
 
     def oldest_age(self) -> float:
         """Seconds that the oldest key waits."""

@@ -17,7 +17,20 @@ from ratchet_operator.cache import Cache
 from ratchet_operator.controller import Controller
 from ratchet_operator.execute import Executor
 from ratchet_operator.feed import Feed
-from ratchet_operator.kinds import CONFIG_MAP, DEPLOYMENT, LEASE, SECRET, SERVICE, TRAINING_JOB, Key, uid_of
+from ratchet_operator.kinds import (
+    COMPONENT_LABEL,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    JOB_LABEL,
+    JOB_UID_LABEL,
+    LEASE,
+    POD,
+    SECRET,
+    SERVICE,
+    TRAINING_JOB,
+    Key,
+    uid_of,
+)
 from ratchet_operator.leader import LEASE_NAME, Lock
 from ratchet_operator.observe import SecretSightings
 from ratchet_operator.plan import ABSENT, Apply, CreateRedisSecret, Delete, Occurrence, Plan
@@ -45,6 +58,7 @@ class FakeServer:
         self.accepted: list[str] = []
         self.fail: dict[tuple[str, str], list[tuple[int, str]]] = {}
         self.going: set[str] = set()
+        self.lists = False
         self._numbers = itertools.count(1)
 
     def answer(self, status: int, message: str, reason: str = "") -> web.Response:
@@ -71,6 +85,8 @@ class FakeServer:
         return self._write(request, path, body)
 
     def _get(self, path: str) -> web.Response:
+        if self.lists and path not in self.objects:
+            return web.json_response({"items": [], "metadata": {"resourceVersion": "9"}})
         if path not in self.objects:
             return self.answer(404, "not found", "NotFound")
         return web.json_response(self.objects[path])
@@ -278,6 +294,38 @@ def test_a_lost_race_for_the_ledger_teaches_the_cache_the_truth():
         assert known["metadata"]["annotations"] == {"ledger": "newer"}
 
     against(scenario)
+
+
+def test_a_new_job_is_made_without_asking_and_says_so_once_though_its_pods_come_one_by_one():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        controller = Controller(Settings(nodes_visible=False), api)
+        fake.lists = True
+        await controller.resync(Lane.CHANGE)
+        fake.log.clear()
+        job = {**named(TRAINING_JOB, "job"), "spec": SPEC}
+        job["metadata"] |= {"uid": "job-uid", "resourceVersion": "50", "generation": 1}
+        controller.feed.seen(TRAINING_JOB, job)
+        worker = asyncio.create_task(controller.work())
+        await eventually(lambda: DEPLOYMENT.path("team", "job-trainer") in fake.objects)
+        await eventually(lambda: not controller.queue.depth())
+        assert [path for method, path in fake.log if method == "GET"] == []
+        status = ("PATCH", TRAINING_JOB.path("team", "job", "status"))
+        assert fake.log.count(status) == 1
+
+        controller.feed.seen(POD, ready_pod("job", "redis"))
+        controller.queue.add(KEY, Lane.CHANGE)
+        await eventually(lambda: not controller.queue.depth())
+        assert fake.log.count(status) == 1
+        worker.cancel()
+
+    against(scenario)
+
+
+def ready_pod(job: str, component: str) -> dict[str, Any]:
+    pod = named(POD, f"{job}-{component}-1")
+    labels = {JOB_LABEL: job, COMPONENT_LABEL: component, JOB_UID_LABEL: "job-uid"}
+    pod["metadata"] |= {"uid": "pod-uid", "resourceVersion": "60", "labels": labels}
+    return {**pod, "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}
 
 
 def test_a_password_is_drawn_once_and_its_content_is_never_asked_for():
