@@ -230,3 +230,13 @@ def test_a_rollback_that_was_decided_but_not_written_waits_for_a_pod_to_go_back_
     waiting = taken(decided, seen(TENTH, arms=nobody))
     assert (waiting.split, waiting.state.trial) == (TENTH, decided.trial)
     assert waiting.replicas == {OLD: 10, NEW: 1}
+
+
+def test_what_served_before_stays_until_its_last_episode_ends_but_not_past_the_deadline():
+    baked = on_trial(phase="Bake", weight=100)
+    going_on = seen(Split({NEW: 100}), traffic={OLD: 1})
+    late = NOW + timedelta(seconds=RULES.bake_seconds)
+    assert taken(baked, going_on, now=late).reason == "Draining"
+    given_up = taken(baked, going_on, now=late + timedelta(seconds=RULES.deadline_seconds))
+    assert (given_up.state.stable, given_up.split.evicted) == (NEW, {OLD})
+    assert taken(baked, seen(Split({NEW: 100})), now=late).state.stable == NEW
