@@ -62,11 +62,14 @@ class Contestant:
         """One object."""
         return ray_cluster(name) if self.name == "KubeRay" else training_job(name)
 
-    def replicas(self, count: int) -> Json:
-        """The merge patch that asks for so many workers."""
+    def replicas(self, name: str, count: int) -> tuple[str, Json]:
+        """Path and merge patch that ask for so many workers of an object. Ours are asked of its RolloutPool,
+        as `kubectl scale` does: the job's own number is also the learner's batch, and starts a new trainer.
+        """
         if self.name == "KubeRay":
-            return {"spec": {"workerGroupSpecs": [_workers(count)]}}
-        return {"spec": {"rollouts": {"replicas": count}}}
+            return f"{self.api}/{name}", {"spec": {"workerGroupSpecs": [_workers(count)]}}
+        pools = f"/apis/ratchet.dev/v1alpha1/namespaces/{NAMESPACE}/rolloutpools"
+        return f"{pools}/{name}-rollouts", {"spec": {"replicas": count}}
 
     def start(self, **environment: str) -> None:
         """Start the process."""

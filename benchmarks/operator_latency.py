@@ -145,13 +145,11 @@ class Bench:
     async def create(self, who: Contestant, name: str) -> None:
         await self._api.request("POST", who.api, body=who.manifest(name))
 
-    async def scale(self, who: Contestant, name: str, count: int) -> None:
-        await self._api.request(
-            "PATCH",
-            f"{who.api}/{name}",
-            body=who.replicas(count),
-            content_type="application/merge-patch+json",
-        )
+    async def scale(self, who: Contestant, name: str, count: int) -> str:
+        """Ask for so many workers; returns the name of the object that was changed."""
+        path, patch = who.replicas(name, count)
+        await self._api.request("PATCH", path, body=patch, content_type="application/merge-patch+json")
+        return path.rpartition("/")[2]
 
     def mark(self) -> int:
         return len(self._log.read())
@@ -189,7 +187,7 @@ class Bench:
     async def answer(self, who: Contestant, name: str, count: int) -> float:
         """Milliseconds from a change of replicas to the write that follows from it."""
         mark = self.mark()
-        await self.scale(who, name, count)
+        target = await self.scale(who, name, count)
 
         def following() -> list[Write]:
             return [
@@ -202,9 +200,7 @@ class Bench:
             return bool(following())
 
         await until(f"an answer of {who.name} to a change of {name}", answered)
-        asked = next(
-            w.at for w in self._log.since(mark, ADMIN) if w.name == name and w.plural not in who.children
-        )
+        asked = next(w.at for w in self._log.since(mark, ADMIN) if w.name == target and not w.creates)
         return 1000 * (following()[0].at - asked)
 
     async def burst(self, who: Contestant, count: int, steady: list[str]) -> Figures:
