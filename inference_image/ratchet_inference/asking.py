@@ -123,7 +123,7 @@ class Question:
         for name, column in columns.items():
             if column is not None:
                 body |= {name: column[0]} if self.single else {f"{name}s": column}
-        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(body)
 
     def part(self, rows: list[int]) -> "Question":
         """Some of the observations, as a batch of their own."""

@@ -1,6 +1,7 @@
 """What fits a policy: observations and masks as arrays, and whether actions are in its space. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from math import isfinite
 from typing import Any, cast
 
@@ -11,6 +12,20 @@ from ratchet.policies import PolicySpec, SpaceSpec
 from ratchet_inference.asking import Question
 from ratchet_inference.problems import Problem, bad_request
 from ratchet_inference.seams import Bools, Decided
+
+_NUMBERS = frozenset({int, float, bool})
+
+
+def numbers(nested: list[Any]) -> NDArray[Any] | None:
+    """A JSON list as an array; None if it is ragged or holds anything but numbers and booleans.
+
+    numpy never sees text, of which it would give every element the room of the longest.
+    """
+    leaves = np.array(nested, np.object_)
+    if not _NUMBERS.issuperset(map(type, leaves.reshape(-1))):
+        return None
+    array = np.array(nested)
+    return array if array.dtype.kind in "fiub" else None
 
 
 def first_outputs(space: SpaceSpec) -> NDArray[np.intp] | None:
@@ -110,19 +125,24 @@ class Fitting:
 
         """
         try:
-            array = np.array(rows)
-        except (ValueError, OverflowError, RecursionError):
-            array = None
-        if array is None or array.shape[1:] != self._shape or array.dtype.kind not in "fiub":
+            leaves: Iterable[Any] = rows
+            for _ in self._shape:
+                leaves = chain.from_iterable(leaves)
+            # Before numpy sees it: text takes the room of the longest in every element, and "1" is no number.
+            if not _NUMBERS.issuperset(map(type, leaves)):
+                raise self._wrong_shape(rows, single)
+            with np.errstate(over="ignore"):
+                array = np.array(rows, self._dtype if self._real else None)
+        except (TypeError, ValueError, OverflowError):
+            raise self._wrong_shape(rows, single) from None
+        if array.shape[1:] != self._shape or array.dtype.kind not in "fiub":
             raise self._wrong_shape(rows, single)
         if self._real:
-            with np.errstate(over="ignore"):
-                real = array.astype(self._dtype, copy=False)
             # A sum is finite only if each number is; the other way round it may be too large.
-            if not isfinite(np.add.reduce(real, axis=None)) and not np.isfinite(real).all():
+            if not isfinite(np.add.reduce(array, axis=None)) and not np.isfinite(array).all():
                 words = f"the observation holds a number that {self._dtype} cannot hold"
-                raise bad_request("not-finite", words, None if single else _first_bad(np.isfinite(real)))
-            return real
+                raise bad_request("not-finite", words, None if single else _first_bad(np.isfinite(array)))
+            return array
         inside = (array >= self._low) & (array <= self._high) & (array == np.floor(array))
         if not inside.all():
             span = f"{self._low.tolist()} to {self._high.tolist()}"
@@ -203,16 +223,16 @@ class Fitting:
         wanted = f"numbers of shape {list(self._shape)}" if self._shape else "a number"
         for number, row in enumerate(rows):
             where = None if single else number
-            try:
-                array = np.array(row)
-            except (ValueError, OverflowError, RecursionError):
+            leaves = np.array(row, np.object_)
+            kinds = set(map(type, leaves.reshape(-1)))
+            if list in kinds:
                 words = f"the observation has lists of unequal lengths: send {wanted}"
                 return bad_request("wrong-shape", words, where)
-            if array.dtype.kind not in "fiub":
+            if not kinds <= _NUMBERS:
                 words = f"the observation must hold only numbers: send {wanted}"
                 return bad_request("wrong-type", words, where)
-            if array.shape != self._shape:
-                words = f"the observation has shape {list(array.shape)}: send {wanted}"
+            if leaves.shape != self._shape:
+                words = f"the observation has shape {list(leaves.shape)}: send {wanted}"
                 return bad_request("wrong-shape", words, where)
         return bad_request("wrong-shape", f"send {wanted} for each observation")
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ratchet_inference.application import Handler
 from ratchet_inference.asking import Question, from_json, read_json
+from ratchet_inference.fitting import numbers
 from ratchet_inference.http import Exchange
 from ratchet_inference.problems import Problem, bad_request
 from ratchet_inference.seams import Policy, Residents
@@ -169,7 +170,7 @@ def _question(body: Any, most: int) -> Question:
         tensor = cast("dict[str, Any]", one) if isinstance(one, dict) else {}
         name = tensor.get("name")
         if name == "observation":
-            request["observations"] = list(_array(tensor))
+            request["observations"] = _array(tensor).tolist()
         elif name == "mask":
             request["masks"] = _array(tensor).tolist()
         elif name == "episode":
@@ -190,16 +191,17 @@ def _question(body: Any, most: int) -> Question:
 def _array(tensor: dict[str, Any]) -> NDArray[Any]:
     """The tensor, whose data may be flat or nested."""
     name, datatype, shape, data = (tensor.get(key) for key in ("name", "datatype", "shape", "data"))
-    if datatype not in _TYPES:
+    if not isinstance(datatype, str) or datatype not in _TYPES:
         raise bad_request("bad-input", f"{name}: datatype must be one of {', '.join(_TYPES)}")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in cast("list[Any]", shape)):
         raise bad_request("bad-input", f"{name}: shape must be a list of sizes, the first one of the batch")
     if not shape or not isinstance(data, list):
         raise bad_request("bad-input", f"{name}: send data as a list, and a shape of at least one size")
+    array = numbers(cast("list[Any]", data))
+    if array is None:
+        words = f"{name}: data must hold only numbers, flat or in lists of equal lengths"
+        raise bad_request("wrong-type", words)
     try:
-        array: NDArray[Any] = np.array(cast("list[Any]", data))
-        if array.dtype.kind not in "fiub":
-            raise bad_request("wrong-type", f"{name}: data must hold only numbers")
         return array.reshape(cast("list[int]", shape))
     except (ValueError, OverflowError) as error:
         raise bad_request("wrong-shape", f"{name}: data does not fill the shape {shape}") from error

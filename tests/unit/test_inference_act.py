@@ -1,13 +1,15 @@
 """Questions and answers: what is asked together, what is refused, and that every answer is valid."""
 
 import json
+import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from policyserver import RECURRENT, Broken, Kept, Pair, Running, answers, policy, post, serving
+from policyserver import RECURRENT, SPEC, Broken, Kept, Pair, Running, answers, policy, post, serving
 
 from ratchet.api.v1alpha1.serverstats import ServerStats
 from ratchet.policies import PolicySpec, SpaceSpec
@@ -71,7 +73,12 @@ REFUSED: list[tuple[bytes, int, str]] = [
     (b'{"observation": [1, 2, 3, "\xff"]}', 400, "bad-json"),
     (b'{"observation": [1, 2, 3, "4"]}', 400, "wrong-type"),
     (b'{"observation": [1, 2, 3, null]}', 400, "wrong-type"),
+    (b'{"observation": ["1.5", 2, 3, 4]}', 400, "wrong-type"),
+    (b'{"observation": "1234"}', 400, "wrong-type"),
+    (b'{"observations": ["", [1, 2, 3, 4]]}', 400, "wrong-type"),
     (b'{"observation": [1, 2, 3]}', 400, "wrong-shape"),
+    (b'{"observation": 1}', 400, "wrong-shape"),
+    (b'{"observation": [1, 2, 3, [4]]}', 400, "wrong-shape"),
     (b'{"observation": [[1, 2, 3, 4]]}', 400, "wrong-shape"),
     (b'{"observation": [[1], [2, 3]]}', 400, "wrong-shape"),
     (b'{"observation": {}}', 400, "wrong-type"),
@@ -99,6 +106,25 @@ def test_what_is_wrong_is_refused_with_what_to_send(running: Running, body: byte
     found, answer = running.request("POST", "/v1/act", body)
     assert (found, answer["error"]["code"]) == (status, code)
     assert len(answer["error"]["message"]) > 10
+
+
+@pytest.mark.parametrize("path", ["/v1/act", "/v2/models/policy/infer"])
+@pytest.mark.parametrize("space", [SPEC.observation, SpaceSpec(kind="Discrete", n=5, dtype="int64")])
+def test_text_takes_no_more_room_than_it_has(path: str, space: SpaceSpec):
+    """As an array of numpy, each of the 4,096 texts would have the length of the longest: 8 GB."""
+    texts = ["a" * 500_000, *[""] * 4095]
+    tensor = {"name": "observation", "datatype": "FP32", "shape": [4096], "data": texts}
+    body = {"observations": texts} if path == "/v1/act" else {"inputs": [tensor]}
+    with serving(Pair(policy("a", SPEC.model_copy(update={"observation": space})))) as running:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 30), hard))
+        try:
+            status, answer = running.request("POST", path, body)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert status == 400
+    assert "only numbers" in str(answer["error"])
 
 
 def test_a_wrong_question_does_not_touch_those_that_come_with_it(running: Running):
