@@ -20,6 +20,7 @@ from ratchet_operator.kinds import (
     Json,
     Kind,
     items,
+    label_value,
     labels_of,
     name_of,
     namespace_of,
@@ -157,6 +158,13 @@ class Store:
         """The object with this name."""
         uid = self._by_name.get((namespace, name))
         return self._by_uid[uid].unpack() if uid is not None else None
+
+    def name_behind(self, namespace: str, label: str) -> str:
+        """The name behind a label value; it differs only where the name was too long for a label."""
+        if (namespace, label) in self._by_name:
+            return label
+        names = (packed.name for packed in self._by_uid.values() if packed.namespace == namespace)
+        return next((name for name in names if label_value(name) == label), label)
 
     def labelled(self, namespace: str, label: str, value: str) -> list[Json]:
         """The objects with this value of JOB_LABEL, POOL_LABEL or WORKS_FOR, by name."""

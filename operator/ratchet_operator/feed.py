@@ -14,11 +14,12 @@ from ratchet_operator.kinds import (
     Key,
     Kind,
     controller_of,
-    label_value,
+    items,
     labels_of,
     meta,
     name_of,
     namespace_of,
+    status_of,
     sub,
     uid_of,
 )
@@ -49,16 +50,25 @@ class Feed:
         return news
 
     def wrote(self, kind: Kind, obj: Json) -> None:
-        """The answer to a write of ours, which the watch will repeat and is no news then."""
+        """The answer to a write of ours, which the watch will repeat and is no news then. It also carries
+        what others wrote just before us.
+        """
         news, before = self._cache[kind].put(obj)
         if not news:
             return
-        if kind is ROLLOUT_POOL:
+        namespace, owner = namespace_of(obj), controller_of(obj)
+        if kind in (TRAINING_JOB, ROLLOUT_POOL) and (before is None or _was_edited(before, obj)):
             self._queue.add(key_of(obj, kind), Lane.NEW if before is None else Lane.EDIT)
-        elif kind is CONFIG_MAP and before is not None:  # the ledger says whether the job has ended
-            owner = controller_of(obj)
-            if owner is not None:
-                self.pools_of(namespace_of(obj), owner["name"], Lane.CHANGE)
+            if kind is TRAINING_JOB:
+                self.pools_of(namespace, name_of(obj), Lane.CHANGE)
+        if owner is None or before is None:
+            return
+        if kind is CONFIG_MAP:  # the ledger says whether the job has ended
+            self.pools_of(namespace, owner["name"], Lane.CHANGE)
+        elif kind is ROLLOUT_POOL and items(status_of(before), "conditions") != items(
+            status_of(obj), "conditions"
+        ):  # the job repeats them
+            self._soon(Key(owner["kind"], namespace, owner["name"]), Lane.CHANGE)
 
     def removed(self, kind: Kind, uid: str) -> None:
         """We deleted it, and it is gone."""
@@ -117,19 +127,12 @@ class Feed:
         for label, owner_kind in ((JOB_LABEL, TRAINING_JOB), (POOL_LABEL, ROLLOUT_POOL)):
             value = labels_of(obj).get(label)
             if value is not None:
-                self._soon(Key(owner_kind.kind, namespace, self._named(owner_kind, namespace, value)), lane)
+                name = self._cache[owner_kind].name_behind(namespace, value)
+                self._soon(Key(owner_kind.kind, namespace, name), lane)
 
     def _soon(self, key: Key, lane: Lane) -> None:
         """Changes of children come in flocks, and many repeat what we wrote: one step for all of them."""
         self._queue.add_after(key, CHILDREN_SECONDS, lane)
-
-    def _named(self, kind: Kind, namespace: str, label: str) -> str:
-        """The name behind a label value; it differs only where the name was too long for a label."""
-        if self._cache[kind].get(namespace, label) is None:
-            for obj in self._cache[kind]:
-                if namespace_of(obj) == namespace and label_value(name_of(obj)) == label:
-                    return name_of(obj)
-        return label
 
     def _nodes_changed(self) -> None:
         devices = most_devices_on_a_node(list(self._cache[NODE]))
@@ -142,5 +145,5 @@ class Feed:
 
 
 def _was_edited(before: Json, after: Json) -> bool:
-    fields = ("generation", "deletionTimestamp")
+    fields = ("generation", "deletionTimestamp", "labels", "ownerReferences")
     return uid_of(before) != uid_of(after) or any(meta(before).get(f) != meta(after).get(f) for f in fields)

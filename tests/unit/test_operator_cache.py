@@ -2,7 +2,8 @@
 
 import asyncio
 
-from ratchet_operator.cache import Cache, Store
+import pytest
+from ratchet_operator.cache import Cache, Packed, Store
 from ratchet_operator.feed import Feed
 from ratchet_operator.kinds import (
     CONFIG_MAP,
@@ -13,6 +14,8 @@ from ratchet_operator.kinds import (
     POOL_LABEL,
     ROLLOUT_POOL,
     TRAINING_JOB,
+    Json,
+    label_value,
 )
 from ratchet_operator.workqueue import WorkQueue
 
@@ -201,10 +204,91 @@ def test_a_pool_that_we_wrote_is_looked_at_though_the_watch_repeats_it():
     assert told(queue) == ["RolloutPool/pool"]
 
     scaled = obj("pool", "p", 3, owner=("RLTrainingJob", "job"))
+    scaled["metadata"]["generation"] = 2
     scaled["spec"] = {"trainingJobRef": {"name": "job"}, "replicas": 2}
     into.wrote(ROLLOUT_POOL, scaled)
     into.seen(ROLLOUT_POOL, scaled)
     assert told(queue) == ["RolloutPool/pool"]
+
+
+def pool_of(job: str, version: int, generation: int = 1, **status: object) -> dict:
+    pool = obj("pool", "p", version, owner=("RLTrainingJob", job))
+    pool["metadata"]["generation"] = generation
+    return {**pool, "spec": {"trainingJobRef": {"name": job}}, "status": status}
+
+
+def test_an_edit_that_only_the_answer_to_our_own_write_tells_is_not_lost():
+    into, _, queue = feed()
+    into.seen(ROLLOUT_POOL, pool_of("job", 1))
+    job = obj("job", "j", 2)
+    job["metadata"]["generation"] = 1
+    into.seen(TRAINING_JOB, job)
+    told(queue)
+    edit, answer = obj("job", "j", 3), obj("job", "j", 4)
+    edit["metadata"]["generation"] = answer["metadata"]["generation"] = 2
+    answer["status"] = {"attempt": 1}
+
+    into.wrote(TRAINING_JOB, answer)
+    for late in (edit, answer):
+        into.seen(TRAINING_JOB, late)
+    assert told(queue) == ["RLTrainingJob/job", "RolloutPool/pool"]
+
+    into.wrote(ROLLOUT_POOL, pool_of("job", 6, generation=2, workers=1))
+    assert told(queue) == ["RolloutPool/pool"]
+
+
+def test_our_own_status_of_a_job_tells_nobody():
+    into, _, queue = feed()
+    into.seen(TRAINING_JOB, obj("job", "j", 2))
+    told(queue)
+
+    into.wrote(TRAINING_JOB, {**obj("job", "j", 3), "status": {"attempt": 1}})
+
+    assert told(queue) == []
+
+
+def test_what_we_say_of_a_pool_is_told_to_its_job_and_not_to_the_pool():
+    into, _, queue = feed()
+    into.seen(ROLLOUT_POOL, pool_of("job", 1))
+    told(queue)
+
+    into.wrote(ROLLOUT_POOL, pool_of("job", 2, conditions=[{"type": "Ready", "status": "True"}]))
+    assert told(queue) == ["RLTrainingJob/job"]
+
+    into.wrote(
+        ROLLOUT_POOL, pool_of("job", 3, conditions=[{"type": "Ready", "status": "True"}], readyReplicas=1)
+    )
+    assert told(queue) == []
+
+
+def test_a_name_too_long_for_a_label_is_found_by_it():
+    into, _, queue = feed()
+    long = "job" * 30
+    into.seen(TRAINING_JOB, obj(long, "j", 1))
+    told(queue)
+
+    into.seen(POD, obj("p", "2", 2, owner=("Job", "w"), **{JOB_LABEL: label_value(long)}))
+
+    assert told(queue) == [f"RLTrainingJob/{long}"]
+
+
+def test_a_pod_of_a_job_that_is_gone_costs_no_look_into_the_others(monkeypatch: pytest.MonkeyPatch):
+    into, _, queue = feed()
+    for number in range(10):
+        into.seen(TRAINING_JOB, obj(f"job-{number}", f"j{number}", number + 1))
+    unpacked: list[str] = []
+    unpack = Packed.unpack
+
+    def counted(packed: Packed) -> Json:
+        unpacked.append(packed.name)
+        return unpack(packed)
+
+    monkeypatch.setattr(Packed, "unpack", counted)
+
+    into.seen(POD, obj("p", "p", 99, owner=("Job", "w"), **{JOB_LABEL: "gone"}))
+
+    assert unpacked == []
+    assert "RLTrainingJob/gone" in told(queue)
 
 
 def test_the_pools_of_a_job_learn_what_we_wrote_into_its_ledger():
