@@ -2,7 +2,8 @@
 
 Its own LeaseLock lets a broken connection escape from the renewal loop, and never gives the Lease back;
 this lock reads and writes plain JSON, answers every failure as a failure, and can be released. A leader that
-can't renew stops RETRY_PERIOD + RENEW_DEADLINE seconds after its last renewal, which is before LEASE_SECONDS.
+can't renew stops RETRY_PERIOD + RENEW_DEADLINE seconds after it began its last renewal. Others wait for
+LEASE_SECONDS from when they saw that renewal, which is later.
 """
 
 import asyncio
@@ -34,6 +35,7 @@ class Lock(BaseLock):
         super().__init__(LEASE_NAME, namespace, identity)
         self._api = api
         self._live: Json | None = None
+        self._theirs_until = 0.0
 
     async def get(self, name: str, namespace: str) -> tuple[bool, Any]:
         """The record, or the failure as the election expects it."""
@@ -46,6 +48,8 @@ class Lock(BaseLock):
             missing.body = '{"code": 404}'
             return False, missing
         spec = spec_of(self._live)
+        anothers = spec.get("holderIdentity") not in (None, "", self.identity)
+        self._theirs_until = asyncio.get_running_loop().time() + LEASE_SECONDS if anothers else 0.0
         duration = spec.get("leaseDurationSeconds")
         return True, LeaderElectionRecord(
             spec.get("holderIdentity") or None,
@@ -55,7 +59,9 @@ class Lock(BaseLock):
         )
 
     async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
-        """Create the Lease, held by us."""
+        """Create the Lease, held by us. One that somebody deleted is its holder's for as long as it was."""
+        if asyncio.get_running_loop().time() < self._theirs_until:
+            return False
         lease: Json = {
             "apiVersion": LEASE.api_version,
             "kind": LEASE.kind,
@@ -106,22 +112,40 @@ class Lock(BaseLock):
 
 
 class Election(LeaderElection):
-    """Gives up in time also where the API server says nothing at all.
+    """Gives up in time also where the API server says nothing at all, or says it late.
 
     The library looks at its deadline only between two tries, and a try may wait for an answer for longer than
     the Lease lasts: by then another one leads.
     """
 
+    _renewed = 0.0
+    """When the try began that last made us the holder: what others see of it, they see later."""
+
+    async def try_acquire_or_renew(self) -> bool:
+        """Whether we hold the Lease now."""
+        begun = asyncio.get_running_loop().time()
+        held = await super().try_acquire_or_renew()
+        if held:
+            self._renewed = begun
+        return held
+
     async def renew_loop(self) -> None:
-        """Renew until that fails for RENEW_DEADLINE."""
+        """Renew until that fails for too long, or another one holds the Lease."""
+        config = self.election_config
         while True:
             try:
-                async with asyncio.timeout(RENEW_DEADLINE):
-                    while not await self.try_acquire_or_renew():  # noqa: ASYNC110
-                        await asyncio.sleep(RETRY_PERIOD)
+                async with asyncio.timeout_at(self._renewed + config.retry_period + config.renew_deadline):
+                    await asyncio.sleep(config.retry_period)
+                    while not await self.try_acquire_or_renew():
+                        if self._is_anothers():
+                            return
+                        await asyncio.sleep(config.retry_period)
             except TimeoutError:
                 return
-            await asyncio.sleep(RETRY_PERIOD)
+
+    def _is_anothers(self) -> bool:
+        seen = self.observed_record
+        return seen is not None and seen.holder_identity not in (None, self.election_config.lock.identity)
 
 
 class RoundTrip:

@@ -25,6 +25,7 @@ from ratchet_operator.kinds import (
     JOB_UID_LABEL,
     LEASE,
     POD,
+    ROLLOUT_POOL,
     SECRET,
     SERVICE,
     TRAINING_JOB,
@@ -145,7 +146,8 @@ def against(scenario: Callable[[FakeServer, ApiServer], Awaitable[None]]) -> Non
 
 
 def executor(api: ApiServer) -> tuple[Executor, Cache, SecretSightings]:
-    cache, sightings = Cache([TRAINING_JOB, DEPLOYMENT, SERVICE, CONFIG_MAP]), SecretSightings(api)
+    cache = Cache([TRAINING_JOB, ROLLOUT_POOL, DEPLOYMENT, SERVICE, CONFIG_MAP])
+    sightings = SecretSightings(api)
     feed = Feed(cache, WorkQueue(time.monotonic))
     return Executor(api, feed, sightings, "operator-1"), cache, sightings
 
@@ -513,6 +515,21 @@ def test_of_two_that_read_the_same_lease_one_gets_it():
 
         assert await one.update(LEASE_NAME, "team", record("one"))
         assert not await two.update(LEASE_NAME, "team", record("two"))
+
+    against(scenario)
+
+
+def test_a_lease_that_somebody_deleted_is_still_its_holders():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        one, two = Lock(api, "team", "one"), Lock(api, "team", "two")
+        assert await one.create(LEASE_NAME, "team", record("one"))
+        await two.get(LEASE_NAME, "team")
+        fake.objects.clear()
+
+        for lock in (one, two):
+            assert not (await lock.get(LEASE_NAME, "team"))[0]
+        assert not await two.create(LEASE_NAME, "team", record("two"))
+        assert await one.create(LEASE_NAME, "team", record("one"))
 
     against(scenario)
 
