@@ -76,6 +76,11 @@ class Question:
     def __len__(self) -> int:
         return len(self.observations)
 
+    def end(self) -> None:
+        """Tells whoever asked that the answer or the `problem` is there; the second time nobody."""
+        done, self.done = self.done, _forget
+        done(self)
+
     def answer(self) -> bytes:
         """The body of the answer."""
         episodes, steps, values, ids = self.episodes, self.steps, self.values, self.ids

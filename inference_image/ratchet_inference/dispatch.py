@@ -5,9 +5,11 @@ The canary's answer is checked like a policy's own; when it is late, wrong or mi
 """
 
 import asyncio
+import logging
 import random
 import ssl
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from time import perf_counter
 from typing import Any, cast
@@ -20,11 +22,13 @@ from ratchet_inference.asking import Question, read_json
 from ratchet_inference.batching import CANARY, STABLE, Answering
 from ratchet_inference.breaker import Breaker
 from ratchet_inference.fitting import Fitting
-from ratchet_inference.hop import Hop, HopError
-from ratchet_inference.problems import Problem
+from ratchet_inference.hop import BUSY, Hop, HopError
+from ratchet_inference.problems import Problem, internal
 from ratchet_inference.recording import Recording
 from ratchet_inference.seams import Residents
 from ratchet_inference.stats import Stats
+
+log = logging.getLogger(__name__)
 
 
 def share(salt: str, episode: str) -> float:
@@ -138,7 +142,7 @@ class Dispatch:
             missing -= 1
             if not missing:
                 question.join(parts)
-                question.done(question)
+                question.end()
 
         for _, part in parts:
             part.done = done
@@ -149,7 +153,14 @@ class Dispatch:
         task = asyncio.get_running_loop().create_task(self._ask_canary(question, fitting))
         # The loop itself holds tasks only weakly.
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._asked, question))
+
+    def _asked(self, question: Question, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a question to the canary failed", exc_info=error)
+            question.problem = internal()
+            question.end()
 
     async def _ask_canary(self, question: Question, fitting: Fitting) -> None:
         route, hop, breaker = self.route, self._hop, self.breaker
@@ -169,10 +180,12 @@ class Dispatch:
                 body = await hop.ask(question.body(), self._forwarding.seconds)
                 _read(question, body, fitting, route.digest)
             except HopError as error:
-                breaker.failed(loop.time())
-                tally = self._stats.tally(CANARY, route.digest or "", space)
-                tally.errors[error.reason] += rows
-                tally.answered(perf_counter() - began)
+                # That this server asks no more at once says nothing of the canary.
+                if error.reason != BUSY:
+                    breaker.failed(loop.time())
+                    tally = self._stats.tally(CANARY, route.digest or "", space)
+                    tally.errors[error.reason] += rows
+                    tally.answered(perf_counter() - began)
                 raise
         except HopError as error:
             self._stats.tally(CANARY, route.digest or "", space).fallbacks[STABLE, error.reason] += rows
@@ -188,7 +201,7 @@ class Dispatch:
                 self._answering.sessions.of(episode, loop.time()).t = step + 1
         if self._recording:
             self._recording.forwarded(question)
-        question.done(question)
+        question.end()
 
     def _answer_instead(self, question: Question) -> None:
         question.arms = [CANARY] * len(question)
@@ -197,7 +210,7 @@ class Dispatch:
             self._answering.submit(question)
         except Problem as problem:
             question.problem = problem
-            question.done(question)
+            question.end()
 
 
 def _read(question: Question, body: bytes, fitting: Fitting, digest: str | None) -> None:
@@ -207,7 +220,7 @@ def _read(question: Question, body: bytes, fitting: Fitting, digest: str | None)
         HopError: the answer is not one, or not valid under the masks, or a fallback of the other side.
 
     """
-    rows = len(question)
+    rows, space = len(question), fitting.spec.action
     nothing: list[Any] = [None] * rows
     try:
         answer = cast("dict[str, Any]", read_json(body))
@@ -216,25 +229,28 @@ def _read(question: Question, body: bytes, fitting: Fitting, digest: str | None)
             columns = [[answer[name]] for name in names]
         else:
             names = ("actions", "logProbabilities", "digests", "fallbacks", "values", "ts")
-            columns = [answer[name] or nothing for name in names]
+            columns = [nothing if answer[name] is None else answer[name] for name in names]
         actions, log_probabilities, digests, fallbacks, values, steps = columns
-        array = _numbers(actions, (rows, *fitting.spec.action.shape))
+        array = _numbers(actions, (rows, *space.shape), whole=np.dtype(space.dtype).kind != "f")
         if not np.isfinite(_numbers(log_probabilities, (rows,))).all():
             raise HopError("canary-nan")
         known_values, known_steps = values != nothing, steps != nothing
         if known_values:
-            _numbers(values, (rows,))
-        if known_steps:
-            _numbers(steps, (rows,))
-        if len(digests) != rows or not all(isinstance(one, str) for one in digests):
+            _numbers([0.0 if one is None else one for one in values], (rows,))
+        if known_steps and not (_numbers(steps, (rows,), whole=True) >= 0).all():
             raise HopError("canary-invalid")
-    except (Problem, KeyError, TypeError, ValueError, OverflowError) as error:
+        if not (_each(digests, rows, str) and _each(fallbacks, rows, str | None)):
+            raise HopError("canary-invalid")
+        if fallbacks != nothing:
+            raise HopError("canary-fallback")
+        if digest is not None and any(one != digest for one in digests):
+            raise HopError("canary-digest")
+        inside, allowed = fitting.valid(array, question.mask_rows)
+    except HopError:
+        raise
+    except Exception as error:
+        # Whatever another server sends, the client is answered.
         raise HopError("canary-invalid") from error
-    if any(fallbacks):
-        raise HopError("canary-fallback")
-    if digest is not None and any(one != digest for one in digests):
-        raise HopError("canary-digest")
-    inside, allowed = fitting.valid(array, question.mask_rows)
     if not allowed.all():
         raise HopError("canary-mask-violation" if inside.all() else "canary-invalid")
     question.actions = actions
@@ -246,8 +262,17 @@ def _read(question: Question, body: bytes, fitting: Fitting, digest: str | None)
     question.steps = steps if known_steps else None
 
 
-def _numbers(column: list[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    array = np.array(column)
-    if array.shape != shape or array.dtype.kind not in "fiub":
+def _numbers(column: Any, shape: tuple[int, ...], *, whole: bool = False) -> NDArray[Any]:
+    """A column of JSON numbers, which true and false are none of."""
+    found = np.array(column, object)
+    kinds: set[type] = {int} if whole else {int, float}
+    if found.shape != shape or not {type(x) for x in found.ravel()} <= kinds:
         raise HopError("canary-invalid")
-    return array
+    return found.astype(np.int64 if whole else np.float64)
+
+
+def _each(column: Any, rows: int, kind: Any) -> bool:
+    if not isinstance(column, list):
+        return False
+    entries = cast("list[Any]", column)
+    return len(entries) == rows and all(isinstance(entry, kind) for entry in entries)

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import httptools
 
 LARGEST_ANSWER = 16 << 20
+BUSY = "canary-busy"
 
 
 class HopError(Exception):
@@ -108,7 +109,7 @@ class Hop:
 
         """
         if self._busy >= self._most:
-            raise HopError("canary-busy")
+            raise HopError(BUSY)
         self._busy += 1
         line: _Line | None = None
         try:

@@ -4,7 +4,8 @@ import json
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +32,7 @@ def tallies(running: Running, arm: str) -> list[Any]:
 
 
 @contextmanager
-def two_servers(**settings: Any) -> Iterator[tuple[Running, Running]]:
+def two_servers(**settings: Any) -> Generator[tuple[Running, Running]]:
     with (
         serving(Pair(policy("c", seed=1))) as canary,
         serving(Pair(policy("a")), **settings) as stable,
@@ -40,7 +41,7 @@ def two_servers(**settings: Any) -> Iterator[tuple[Running, Running]]:
 
 
 @contextmanager
-def stand_in(answer: Callable[[bytes], bytes | None]) -> Iterator[int]:
+def stand_in(answer: Callable[[bytes], bytes | None]) -> Generator[int]:
     """A server that answers each request with bytes, or closes the connection for None. Its port."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -74,6 +75,11 @@ def http_answer(body: object, status: int = 200) -> bytes:
 
 GOOD = {"id": "x", "action": 1, "logProbability": -0.5, "value": None, "digest": "c" * 64, "arm": "canary",
         "fallback": None, "episode": None, "t": None}  # fmt: skip
+
+GOOD_BATCH_ROW: dict[str, Any] = {**GOOD, "value": 0.5, "t": 4}
+GOOD_BATCH = {"ids": ["x", "y"], "actions": [1, 1], "logProbabilities": [-0.5] * 2, "values": [0.5, None],
+              "digests": ["c" * 64] * 2, "arms": ["canary"] * 2, "fallbacks": None, "episodes": None,
+              "ts": [4, 4]}  # fmt: skip
 
 
 @given(st.text(min_size=1), st.text(), st.floats(0, 1), st.floats(0, 1))
@@ -177,34 +183,93 @@ RUBBISH: dict[str, tuple[str, bytes | None]] = {
     "not json": ("canary-invalid", http_answer(b"\xff\xfe")),
     "a list": ("canary-invalid", http_answer([])),
     "no fields": ("canary-invalid", http_answer({})),
-    "outside": ("canary-invalid", http_answer({**GOOD, "action": 9})),
-    "text": ("canary-invalid", http_answer({**GOOD, "action": "1"})),
-    "shape": ("canary-invalid", http_answer({**GOOD, "action": [1]})),
-    "masked": ("canary-mask-violation", http_answer({**GOOD, "action": 0})),
-    "null": ("canary-invalid", http_answer({**GOOD, "logProbability": None})),
-    "t": ("canary-invalid", http_answer({**GOOD, "t": "soon"})),
-    "scripted": ("canary-fallback", http_answer({**GOOD, "fallback": "scripted"})),
-    "digest": ("canary-digest", http_answer({**GOOD, "digest": "d" * 64})),
     "500": ("canary-error", http_answer({}, 500)),
     "503": ("canary-error", http_answer({}, 503)),
     "gone": ("canary-unreachable", None),
 }
+COLUMNS = {"action": "actions", "logProbability": "logProbabilities", "value": "values", "digest": "digests",
+           "fallback": "fallbacks", "t": "ts"}  # fmt: skip
+NO_NUMBER: list[object] = [True, "1", [1], {}]
+INVALID: dict[str, list[object]] = {
+    "action": [9, -1, 0.5, 10**30, None, *NO_NUMBER],
+    "logProbability": [None, *NO_NUMBER],
+    "value": NO_NUMBER,
+    "digest": [None, 5, True, ["c"]],
+    "fallback": [5, True, ["scripted"], {}],
+    "t": [1.5, 1e300, -1, *NO_NUMBER],
+}
+FIELDS: list[tuple[str, object, str]] = [
+    *((name, value, "canary-invalid") for name, values in INVALID.items() for value in values),
+    ("action", 0, "canary-mask-violation"),
+    ("digest", "d" * 64, "canary-digest"),
+    ("fallback", "scripted", "canary-fallback"),
+]
+# What a batch can hold in place of a whole column.
+WHOLE: list[object] = [5, True, 0, "text", {}, {"0": 1}, [], [1], [[1], [1, 2]]]
+WRONG = (
+    RUBBISH
+    | {f"{name} {x!r}": (reason, http_answer({**GOOD, name: x})) for name, x, reason in FIELDS}
+    | {
+        f"batch {name} {x!r}": (
+            reason,
+            http_answer({**GOOD_BATCH, COLUMNS[name]: [GOOD_BATCH_ROW[name], x]}),
+        )
+        for name, x, reason in FIELDS
+    }
+    | {
+        f"column {name} {x!r}": ("canary-invalid", http_answer({**GOOD_BATCH, name: x}))
+        for name in COLUMNS.values()
+        for x in WHOLE
+    }
+)
 
 
-@pytest.mark.parametrize("kind", RUBBISH)
-def test_whatever_the_canary_answers_the_client_gets_a_valid_action(kind: str):
-    reason, found = RUBBISH[kind]
-    with stand_in(lambda _: found) as port, serving(Pair(policy("a"))) as stable:
-        send_to(stable, port, 1.0, digest="c" * 64)
+@pytest.fixture(scope="module")
+def one_stable():
+    with serving(Pair(policy("a")), canary_ms=10_000) as stable:
+        yield stable
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_whatever_the_canary_answers_the_client_gets_a_valid_action(kind: str, one_stable: Running):
+    reason, found = WRONG[kind]
+    rows = 2 if kind.startswith(("batch", "column")) else 1
+    body: dict[str, Any] = {"observation": OBSERVATION, "mask": [False, True, True]}
+    if rows == 2:
+        body = {f"{name}s": [value] * 2 for name, value in body.items()}
+    with stand_in(lambda _: found) as port:
+        generation = one_stable.server.dispatch.route.generation + 1
+        send_to(one_stable, port, 1.0, generation, digest="c" * 64)
+        before = {name: Counter(counts) for name, counts in failures(one_stable).items()}
         for _ in range(3):
-            status, answer = stable.act(observation=OBSERVATION, mask=[False, True, True])
-            assert (status, answer["fallback"], answer["digest"][0]) == (200, "stable", "a")
-            assert answer["arm"] == "canary"
-            assert answer["action"] in (1, 2)
-        (seen,) = tallies(stable, "canary")
-    assert seen["errors"] == {reason: 3}
-    assert seen["fallbacks"] == {"stable": {reason: 3}}
-    assert seen["requests"] == 3
+            status, answer = one_stable.act(**body)
+            assert status == 200
+            if rows == 1:
+                answer = {f"{name}s": [value] for name, value in answer.items()}
+            assert answer["fallbacks"] == ["stable"] * rows
+            assert answer["arms"] == ["canary"] * rows
+            assert {digest[0] for digest in answer["digests"]} == {"a"}
+            assert set(answer["actions"]) <= {1, 2}
+    after = failures(one_stable)
+    assert Counter(after["errors"]) - before["errors"] == {reason: 3 * rows}
+    assert Counter(after["fallbacks"]) - before["fallbacks"] == {reason: 3 * rows}
+    assert after["requests"]["all"] - before["requests"]["all"] == 3
+
+
+def failures(running: Running) -> dict[str, dict[str, int]]:
+    """What the canary that has the digest of the route failed at."""
+    for one in tallies(running, "canary"):
+        if one["digest"] == "c" * 64:
+            return {"errors": one["errors"], "fallbacks": one["fallbacks"]["stable"],
+                    "requests": {"all": one["requests"]}}  # fmt: skip
+    return {"errors": {}, "fallbacks": {}, "requests": {}}
+
+
+def test_a_batch_that_the_canary_answers_well_is_believed():
+    with stand_in(lambda _: http_answer(GOOD_BATCH)) as port, serving(Pair(policy("a"))) as stable:
+        send_to(stable, port, 1.0, digest="c" * 64)
+        _, answer = stable.act(observations=[OBSERVATION] * 2, episodes=["p", "q"])
+    assert (answer["fallbacks"], answer["actions"], answer["ts"]) == ([None] * 2, [1, 1], [4, 4])
 
 
 def test_the_stand_in_itself_is_believed_when_it_answers_well():
@@ -237,16 +302,20 @@ def test_more_questions_than_the_canary_may_hold_are_answered_here():
     def never(_: bytes) -> None:
         silent.wait(30)
 
-    from concurrent.futures import ThreadPoolExecutor
-
-    with stand_in(never) as port, serving(Pair(policy("a")), canary_ms=300, canary_requests=2) as stable:
+    with stand_in(never) as port, serving(Pair(policy("a")), canary_ms=2000, canary_requests=2) as stable:
         send_to(stable, port, 1.0)
-        with ThreadPoolExecutor(6) as pool:
-            found = list(pool.map(lambda _: stable.act(observation=OBSERVATION)[0], range(6)))
+        with ThreadPoolExecutor(24) as pool:
+            asking = [pool.submit(stable.act, observation=OBSERVATION) for _ in range(24)]
+            found = [one.result()[0] for one in asking]
         (seen,) = tallies(stable, "canary")
+        breaker = stable.stats()["route"]["breaker"]
         silent.set()
-    assert found == [200] * 6
-    assert seen["errors"] == {"canary-timeout": 2, "canary-busy": 4}
+    assert found == [200] * 24
+    # That this server asks no more at once is no failure of the canary.
+    assert seen["errors"] == {"canary-timeout": 2}
+    assert seen["requests"] == 2
+    assert seen["fallbacks"]["stable"] == {"canary-timeout": 2, "canary-busy": 22}
+    assert breaker == "Closed"
 
 
 def test_a_connection_that_the_canary_closed_meanwhile_is_opened_again():
