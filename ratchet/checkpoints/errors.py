@@ -14,7 +14,7 @@ class StorageUnavailable(CheckpointError):  # noqa: N818 - names what happened
 
 
 class Superseded(CheckpointError):  # noqa: N818 - names what happened
-    """A trainer with a higher epoch has written checkpoints of this job: this one must not."""
+    """Another trainer has claimed this epoch or a higher one: this one must write no checkpoint."""
 
 
 class CheckpointsUnreadable(CheckpointError):  # noqa: N818 - names what happened

@@ -8,6 +8,7 @@ caller loads nothing but safetensors and JSON.
 import hashlib
 import logging
 import os
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -109,7 +110,8 @@ class CheckpointStore:
         s3: where.
         prefix: of every key, without a slash at its end.
 
-    Every method raises StorageDenied or StorageUnavailable.
+    Who writes holds an epoch, and no other writes under it. Every method raises StorageDenied or
+    StorageUnavailable.
 
     """
 
@@ -117,6 +119,35 @@ class CheckpointStore:
         self._client = client
         self._s3 = s3
         self._prefix = prefix
+        self._name = secrets.token_hex(8)
+        self._claimed = 0
+
+    def claims(self) -> list[tuple[int, str]]:
+        """Epoch, and name of the store that claimed it, lowest first."""
+        found: list[tuple[int, str]] = []
+        for entry in self._list("epochs/"):
+            epoch, _, name = entry["Key"].rpartition("/")[2].partition("-")
+            if epoch.isdecimal():
+                found.append((int(epoch), name))
+        return sorted(found)
+
+    def claim(self, epoch: int) -> None:
+        """From now on no store writes under a lower epoch, nor another under this one.
+
+        Of two that claim the same at the same time none gets it: each lists after it has written. This asks
+        nothing of the server but consistent lists.
+
+        Raises:
+            Superseded: another has claimed this epoch or a higher one.
+
+        """
+        self._refuse_if_superseded(epoch)
+        if epoch == self._claimed:
+            return
+        self._put(self._claim_key(epoch, self._name), b"")
+        lower = [claim for claim in self._refuse_if_superseded(epoch) if claim[0] < epoch]
+        self._claimed = epoch
+        self._delete(self._claim_key(*claim) for claim in lower)
 
     def names(self) -> list[str]:
         """Names of all manifests, oldest line of training first."""
@@ -132,12 +163,12 @@ class CheckpointStore:
         """Stores blobs, then the manifest that `manifest` makes of their hashes.
 
         Raises:
-            Superseded: a manifest of a higher epoch is there.
+            Superseded: as `claim`; an epoch that is not claimed yet is.
 
         """
         hashes = {name: Blob(sha256=_sha256(content), size=len(content)) for name, content in blobs.items()}
         made = manifest(hashes)
-        self._refuse_if_superseded(made.epoch)
+        self.claim(made.epoch)
         for name, content in blobs.items():
             self._put(self._blob_key(hashes[name].sha256), content)
         # Once more, for uploading may have taken long.
@@ -211,13 +242,15 @@ class CheckpointStore:
         """Content of any file below the prefix; None where there is none."""
         return self._get(f"{self._prefix}/{key}" if self._prefix else key)
 
-    def _refuse_if_superseded(self, epoch: int) -> None:
-        names = self.names()
-        newest = order(names[-1]) if names else None
-        if newest is not None and newest[0] > epoch:
-            raise Superseded(
-                f"a trainer of epoch {newest[0]} has written checkpoints; this one holds epoch {epoch}"
-            )
+    def _refuse_if_superseded(self, epoch: int) -> list[tuple[int, str]]:
+        claims = self.claims()
+        for other, name in claims:
+            if other > epoch or (other == epoch and name != self._name):
+                raise Superseded(f"another trainer has claimed epoch {other}; this one holds epoch {epoch}")
+        return claims
+
+    def _claim_key(self, epoch: int, name: str) -> str:
+        return f"{self._prefix}/epochs/{epoch}-{name}"
 
     def _read_manifest(self, name: str) -> Stored | str:
         key = f"{self._prefix}/manifests/{name}.json"

@@ -2,7 +2,8 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,39 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LINEAGE = Lineage(namespace="default", job="cartpole", uid="1f2e", attempt=1)
 
 
+class Failing:
+    """A client that may be told to fail after some writes, as if its process were gone."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._puts: int | None = None
+
+    @contextmanager
+    def after(self, puts: int) -> Iterator[None]:
+        self._puts = puts
+        yield
+        self._puts = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def put_object(self, **arguments: Any) -> Any:
+        if self._puts is not None:
+            if self._puts == 0:
+                raise EndpointConnectionError(endpoint_url="http://gone")
+            self._puts -= 1
+        return self._client.put_object(**arguments)
+
+
 class Bucket:
     """A job's part of the bucket: its checkpoints, and the objects that they are made of."""
 
     def __init__(self, server: S3Server) -> None:
         self.client = server.client()
+        self.failing = Failing(self.client)
         self.prefix = f"job-{secrets.token_hex(4)}"
         self.settings = S3(bucket=BUCKET, endpoint=server.endpoint)
-        self.store = self.through(self.client)
+        self.store = self.through(self.failing)
 
     def through(self, client: Any) -> CheckpointStore:
         return CheckpointStore(client, self.settings, self.prefix)
@@ -90,22 +116,6 @@ def write(
     return store.write(manifest, blobs or parts(steps))
 
 
-class Failing:
-    """A client whose process is gone after some writes: nothing it asks for afterwards happens."""
-
-    def __init__(self, client: Any, puts: int) -> None:
-        self._client, self._puts = client, puts
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    def put_object(self, **arguments: Any) -> Any:
-        if self._puts == 0:
-            raise EndpointConnectionError(endpoint_url="http://gone")
-        self._puts -= 1
-        return self._client.put_object(**arguments)
-
-
 def test_what_is_written_is_read_again(bucket: Bucket):
     assert bucket.store.newest() is None
 
@@ -124,8 +134,8 @@ def test_what_is_written_is_read_again(bucket: Bucket):
 def test_a_crash_before_the_manifest_leaves_the_checkpoint_before(bucket: Bucket, puts: int):
     before = write(bucket.store, 100)
 
-    with pytest.raises(StorageUnavailable):
-        write(bucket.through(Failing(bucket.client, puts)), 200)
+    with bucket.failing.after(puts), pytest.raises(StorageUnavailable):
+        write(bucket.store, 200)
 
     loaded = bucket.store.newest()
     assert loaded is not None
@@ -135,7 +145,9 @@ def test_a_crash_before_the_manifest_leaves_the_checkpoint_before(bucket: Bucket
 
 def test_the_manifest_is_the_last_write(bucket: Bucket):
     """With one write more than the crashes above allow for, the checkpoint is there."""
-    write(bucket.through(Failing(bucket.client, len(parts(0)) + 1)), 200)
+    bucket.store.claim(1)
+    with bucket.failing.after(len(parts(0)) + 1):
+        write(bucket.store, 200)
     loaded = bucket.store.newest()
     assert loaded is not None
     assert loaded.stored.manifest.steps == 200
@@ -214,7 +226,7 @@ def test_an_older_trainer_is_superseded_and_writes_nothing(bucket: Bucket):
     write(bucket.store, 100, epoch=2)
     before = bucket.objects()
 
-    with pytest.raises(Superseded, match=r"epoch 2 .* this one holds epoch 1"):
+    with pytest.raises(Superseded, match="epoch 2; this one holds epoch 1"):
         write(bucket.store, 200, epoch=1)
 
     assert bucket.objects() == before
@@ -223,15 +235,59 @@ def test_an_older_trainer_is_superseded_and_writes_nothing(bucket: Bucket):
 def test_a_trainer_that_is_superseded_while_it_uploads_writes_no_manifest(bucket: Bucket):
     class Overtaken(Failing):
         def put_object(self, **arguments: Any) -> Any:
-            answer = bucket.client.put_object(**arguments)
-            if not bucket.objects("manifests/"):
-                write(bucket.store, 50, epoch=2)
-            return answer
+            if "/blobs/" in arguments["Key"]:
+                bucket.store.claim(2)
+            return super().put_object(**arguments)
 
     with pytest.raises(Superseded):
-        write(bucket.through(Overtaken(bucket.client, 0)), 200, epoch=1)
+        write(bucket.through(Overtaken(bucket.client)), 200, epoch=1)
 
-    assert bucket.store.names() == ["000000000050-2-50"]
+    assert len(bucket.objects("blobs/")) == len(parts(200))
+    assert bucket.store.names() == []
+
+
+@pytest.mark.parametrize("claimed", [1, 2], ids=["the same", "a higher one"])
+def test_who_finds_its_epoch_or_a_higher_one_claimed_by_another_writes_nothing(bucket: Bucket, claimed: int):
+    bucket.through(bucket.client).claim(claimed)
+    before = bucket.objects()
+
+    with pytest.raises(Superseded, match=f"claimed epoch {claimed}; this one holds epoch 1"):
+        write(bucket.store, 100, epoch=1)
+
+    assert bucket.objects() == before
+
+
+def test_of_two_that_claim_an_epoch_at_the_same_time_none_writes(bucket: Bucket):
+    other = bucket.through(bucket.client)
+
+    class AtOnce(Failing):
+        def put_object(self, **arguments: Any) -> Any:
+            other.claim(1)
+            return super().put_object(**arguments)
+
+    with pytest.raises(Superseded):
+        bucket.through(AtOnce(bucket.client)).claim(1)
+    with pytest.raises(Superseded):
+        write(other, 100)
+
+    bucket.store.claim(2)
+    write(bucket.store, 100, epoch=2)
+    assert len(bucket.objects("epochs/")) == 1, "claims that are outdated are taken away"
+
+
+def test_a_claim_whose_answer_was_lost_can_be_repeated(bucket: Bucket):
+    class Deaf(Failing):
+        def put_object(self, **arguments: Any) -> Any:
+            super().put_object(**arguments)
+            raise EndpointConnectionError(endpoint_url="http://gone")
+
+    deaf = Deaf(bucket.client)
+    store = bucket.through(deaf)
+    with pytest.raises(StorageUnavailable):
+        store.claim(1)
+    deaf.put_object = bucket.client.put_object
+    store.claim(1)
+    assert [epoch for epoch, _ in store.claims()] == [1]
 
 
 def test_retention_keeps_the_last_and_the_best(bucket: Bucket):
@@ -303,8 +359,9 @@ def test_whatever_is_written_and_removed_the_newest_stays_readable(s3: S3Server,
             if other is not None and (best is None or other >= best):
                 best = other
         elif what == "crash":
-            with pytest.raises(StorageUnavailable):
-                write(bucket.through(Failing(bucket.client, number)), steps + 1)
+            bucket.store.claim(1)
+            with bucket.failing.after(number), pytest.raises(StorageUnavailable):
+                write(bucket.store, steps + 1)
         else:
             bucket.store.retain(number, other, datetime.now(UTC))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from fragments import rollout
-from processes import COPIES, PATIENCE_SECONDS, STEPS, Job, cartpole, make_job, pendulum
+from processes import COPIES, PATIENCE_SECONDS, STEPS, Job, cartpole, make_job, pendulum, storage
 from s3server import S3Server
 
 from ratchet.api.v1alpha1 import TrainerStatus
@@ -205,6 +205,35 @@ def test_a_stopped_trainer_that_wakes_up_when_another_has_taken_over_writes_noth
     with running.redis_server.client() as redis:
         assert redis.hget(running.key("weights"), "epoch") == str(status.epoch).encode()
     assert status.progress.steps == status.progress.fragments_accepted * COPIES * STEPS
+
+
+def test_a_stopped_trainer_that_wakes_up_before_the_newer_one_has_stored_anything_stores_nothing(
+    make_job: Callable[..., Job], s3: S3Server
+):
+    """It finds no Redis to be fenced by, and is asked to end: what it learned since would be stored."""
+    job = make_job(pendulum(s3, checkpoint={"s3": storage(s3), "interval": "1h"}))
+    older = job.start_trainer()
+    job.start_worker()
+    seen = job.until_it_goes_on()
+    older.process.send_signal(signal.SIGSTOP)
+    try:
+        newer = job.start_trainer()
+        job.until(lambda status: status.epoch > seen.epoch and status.state != "Starting")
+        job.redis_server.stop()
+        assert job.store().names() == []
+        older.process.send_signal(signal.SIGTERM)
+    finally:
+        older.process.send_signal(signal.SIGCONT)
+
+    assert older.process.wait(PATIENCE_SECONDS) == 14
+    assert "another trainer has claimed epoch" in older.last_words.read_text()
+    assert job.store().names() == []
+
+    job.redis_server.start()
+    after = job.until_it_goes_on()
+    assert newer.end() == 0
+    assert job.newest().manifest.epoch >= after.epoch
+    job.close()
 
 
 def test_in_mode_bounded_async_two_workers_train_within_the_lag(make_job: Callable[..., Job], s3: S3Server):

@@ -125,7 +125,10 @@ def _train(settings: Settings, environment: Mapping[str, str], stop: threading.E
 
     redis = connect(ConnectionSettings.from_environment(environment))
     channel = LearnerChannel(redis, config.key_prefix, Patience(sleep=partial(pause, stop)))
-    epoch = channel.begin(resumed.epoch if resumed else 0)
+    # Above every claim too, for Redis may have lost what it knew.
+    claims = _patiently(store.claims, stop, board)
+    epoch = channel.begin(max([resumed.epoch if resumed else 0, *(held for held, _ in claims)]))
+    _patiently(partial(store.claim, epoch), stop, board)
     if _patiently(store.names, stop, board) != found:
         # A trainer before this one stored one more before it was fenced.
         resumed = _resume(store, heavy, stop, board)
