@@ -76,6 +76,13 @@ class Hang:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """The API server executes the request at once, and its answer comes late."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """The event is lost."""
 
@@ -94,7 +101,7 @@ class Stop:
     gone: bool
 
 
-Trouble = Refuse | Cut | Stale | Hang
+Trouble = Refuse | Cut | Stale | Hang | Late
 EventTrouble = Drop | Hold | Stop
 
 
@@ -227,6 +234,8 @@ class Proxy:
                 self.plan.executed(request)
         if request.verb == "list" and status == 200:
             self._lists[key].append(text)
+        if isinstance(trouble, Late):
+            await asyncio.sleep(trouble.seconds)
         if generation != self._generation or trouble == Cut("after"):
             return _broken(incoming)
         if trouble == Cut("middle"):
