@@ -4,6 +4,7 @@ It lives as an annotation on the job's ConfigMap, written with a resourceVersion
 status only shows it, so a status that someone wiped or forged comes right again.
 """
 
+import logging
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -13,6 +14,8 @@ from ratchet.api.v1alpha1 import RLTrainingJobStatus
 from ratchet.api.v1alpha1.base import ApiModel
 from ratchet.api.v1alpha1.trainingjob import Checkpoints, Evaluations, Failure, Progress
 from ratchet_operator.kinds import Json, annotations_of
+
+log = logging.getLogger("ratchet.ledger")
 
 LEDGER_ANNOTATION = "ratchet.dev/ledger"
 FAILURES_KEPT = 16
@@ -58,20 +61,22 @@ class Ledger(ApiModel):
 
 
 def read_ledger(config_map: Json | None, status: Json) -> Ledger:
-    """The ledger from where it is written; from the status where the ConfigMap is gone; else a new one."""
+    """The ledger from where it is written; from the status where that is gone or damaged; else a new one.
+    What a newer release added to either is passed over, so that the way back is open.
+    """
     if config_map is not None:
         text = annotations_of(config_map).get(LEDGER_ANNOTATION)
         if text is not None:
             try:
-                return Ledger.model_validate_json(text)
-            except ValidationError:
-                return Ledger()
+                return Ledger.model_validate_json(text, extra="ignore")
+            except ValidationError as error:
+                log.warning("a ledger can't be read", extra={"error": str(error)[:500]})
     return _from_status(status)
 
 
 def _from_status(status: Json) -> Ledger:
     try:
-        seen = RLTrainingJobStatus.model_validate(status)
+        seen = RLTrainingJobStatus.model_validate(status, extra="ignore")
     except ValidationError:
         return Ledger()
     ledger = Ledger(
