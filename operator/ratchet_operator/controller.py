@@ -43,9 +43,11 @@ class Controller:
         self.feed = Feed(self.cache, self.queue)
         self.trainers = TrainerWatch(self.cache, settings.status_interval, self.feed.trainer_said)
         # Shorter than the time between two resyncs, so that each of them looks.
-        sightings = SecretSightings(api, 0.8 * settings.resync_seconds)
-        self._observer = Observer(api, self.cache, sightings, settings.installation, self.trainers.answer)
-        self._executor = Executor(api, self.feed, sightings, settings.pod_name)
+        self._sightings = SecretSightings(api, 0.8 * settings.resync_seconds)
+        self._observer = Observer(
+            api, self.cache, self._sightings, settings.installation, self.trainers.answer
+        )
+        self._executor = Executor(api, self.feed, self._sightings, settings.pod_name)
         self._left: dict[Key, tuple[str, float]] = {}
         self.synced = False
 
@@ -53,6 +55,7 @@ class Controller:
         """List everything, heal the caches, and look at every object."""
         for kind, selector in self._kinds.items():
             await self._relist(kind, selector)
+        self._sightings.prune()
         self.feed.everything(lane)
         self.synced = True
 
@@ -192,7 +195,8 @@ class Controller:
             written = self._observer.progress_written[key] = now
         elif written is None or plan.occurrences:
             return plan
-        wait = (BUSY_STATUS_SECONDS if busy else STATUS_SECONDS) - (now - written).total_seconds()
+        apart = BUSY_STATUS_SECONDS if busy else STATUS_SECONDS
+        wait = min(apart, apart - (now - written).total_seconds())  # also where the clock was set back
         if wait <= 0:
             return plan
         self.queue.add_after(key, wait)

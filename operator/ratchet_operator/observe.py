@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -27,11 +28,12 @@ from ratchet_operator.kinds import (
     Json,
     Key,
     Kind,
-    is_owned_by,
+    controller_of,
     label_value,
     name_of,
     namespace_of,
     spec_of,
+    status_of,
     sub,
     uid_of,
     version_of,
@@ -45,6 +47,15 @@ TRUST_IN_DOUBT = 10.0
 TRUST_ABSENT = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Sighting:
+    """UIDs of a Secret and of its controller, None where there is none, and when that was so."""
+
+    uid: str | None
+    owner: str | None
+    at: float
+
+
 class SecretSightings:
     """Which Secrets are there. They can't be watched (no list or watch is granted), so they are looked up by
     metadata alone, and looked up again after a while: soon where something does not start.
@@ -53,26 +64,34 @@ class SecretSightings:
     def __init__(self, api: ApiServer, trust_present: float = 240.0) -> None:
         self._api = api
         self._trust_present = trust_present
-        self._seen: dict[tuple[str, str], tuple[Json | None, float]] = {}
+        self._seen: dict[tuple[str, str], _Sighting] = {}
+
+    def __len__(self) -> int:
+        return len(self._seen)
 
     def put(self, namespace: str, name: str, obj: Json | None) -> None:
         """Remember what was seen."""
-        self._seen[namespace, name] = (obj, asyncio.get_running_loop().time())
+        owner = (controller_of(obj) or {}).get("uid") if obj is not None else None
+        uid = uid_of(obj) if obj is not None else None
+        self._seen[namespace, name] = _Sighting(uid, owner, asyncio.get_running_loop().time())
 
     def forget(self, namespace: str, name: str) -> None:
         """Look again next time."""
         self._seen.pop((namespace, name), None)
 
+    def prune(self) -> None:
+        """Forget what is too old to be trusted: nobody has asked for it since."""
+        oldest = asyncio.get_running_loop().time() - self._trust_present
+        self._seen = {at: seen for at, seen in self._seen.items() if seen.at >= oldest}
+
     async def uid(self, namespace: str, name: str, owner_uid: str | None, in_doubt: bool) -> str | None:
         """UID of the Secret; None where it is not, or belongs to another owner than the one asked for."""
-        obj, at = self._seen.get((namespace, name), (None, float("-inf")))
-        trust = TRUST_ABSENT if obj is None else TRUST_IN_DOUBT if in_doubt else self._trust_present
-        if asyncio.get_running_loop().time() - at > trust:
-            obj = await self._api.get(SECRET, namespace, name, metadata_only=True)
-            self.put(namespace, name, obj)
-        if obj is None or (owner_uid is not None and not is_owned_by(obj, owner_uid)):
-            return None
-        return uid_of(obj)
+        seen = self._seen.get((namespace, name), _Sighting(None, None, float("-inf")))
+        trust = TRUST_ABSENT if seen.uid is None else TRUST_IN_DOUBT if in_doubt else self._trust_present
+        if asyncio.get_running_loop().time() - seen.at > trust:
+            self.put(namespace, name, await self._api.get(SECRET, namespace, name, metadata_only=True))
+            seen = self._seen[namespace, name]
+        return seen.uid if owner_uid in (None, seen.owner) else None
 
 
 def most_devices_on_a_node(nodes: list[Json]) -> Mapping[str, int]:
@@ -129,7 +148,9 @@ class Observer:
         """
         known = self._met.get(key) == uid_of(job)
         self._met[key] = uid_of(job)
-        return not known and self.oldest_news is not None and version_of(job) > self.oldest_news
+        if known or status_of(job):  # an old job that was edited just now has a new version too
+            return False
+        return self.oldest_news is not None and version_of(job) > self.oldest_news
 
     def _named(self, kind: Kind, namespace: str, label: str, value: str) -> dict[str, Json]:
         if kind not in self._cache:

@@ -24,6 +24,7 @@ from ratchet_operator.kinds import (
     JOB_LABEL,
     JOB_UID_LABEL,
     LEASE,
+    NETWORK_POLICY,
     POD,
     ROLLOUT_POOL,
     SECRET,
@@ -33,9 +34,9 @@ from ratchet_operator.kinds import (
     uid_of,
 )
 from ratchet_operator.leader import LEASE_NAME, Lock
-from ratchet_operator.observe import SecretSightings
+from ratchet_operator.observe import Observer, SecretSightings
 from ratchet_operator.plan import ABSENT, Apply, CreateRedisSecret, Delete, Occurrence, Plan
-from ratchet_operator.settings import Settings
+from ratchet_operator.settings import Installation, Settings
 from ratchet_operator.workqueue import Lane, WorkQueue
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -476,6 +477,35 @@ def test_no_answer_is_an_api_error_too():
             assert raised.value.status == 0
 
     asyncio.run(scenario())
+
+
+def test_what_was_seen_of_secrets_is_forgotten_once_nobody_would_trust_it():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        for trusted, left in ((240.0, 1), (-1.0, 0)):
+            sightings = SecretSightings(api, trusted)
+            sightings.put("team", "s", owned(SECRET, "s"))
+
+            sightings.prune()
+
+            assert len(sightings) == left
+
+    against(scenario)
+
+
+@pytest.mark.parametrize(("status", "asks"), [({}, False), ({"attempt": 1}, True)])
+def test_only_a_job_without_a_status_is_taken_for_newborn(status: dict[str, Any], asks: bool):
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        cache = Cache([TRAINING_JOB, ROLLOUT_POOL, DEPLOYMENT, SERVICE, CONFIG_MAP, POD, NETWORK_POLICY])
+        observer = Observer(api, cache, SecretSightings(api), Installation(), lambda _: None)
+        observer.oldest_news = 100
+        job = {**named(TRAINING_JOB, "job"), "spec": SPEC, "status": status}
+        job["metadata"] |= {"uid": "job-uid", "resourceVersion": "105", "generation": 2}
+
+        await observer.job(job, KEY)
+
+        assert (("GET", CONFIG_MAP.path("team", "job-config")) in fake.log) == asks
+
+    against(scenario)
 
 
 def record(identity: str) -> LeaderElectionRecord:

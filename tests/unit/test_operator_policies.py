@@ -272,6 +272,10 @@ def test_a_deadline_is_max_duration_and_a_grace_after_active_time_began():
     assert seconds_to_deadline(ledger.model_copy(update={"suspended": True}), stop, NOW + 2 * due) is None
 
 
+def test_a_clock_that_was_set_back_puts_progress_off_for_no_longer_than_ever():
+    assert seconds_until_due(NOW + timedelta(hours=1), 1, NOW) == seconds_until_due(NOW, 1, NOW)
+
+
 def test_progress_is_written_more_rarely_where_there_are_many_jobs():
     assert seconds_until_due(None, 1000, NOW) == 0
     assert seconds_until_due(NOW, 1, NOW + timedelta(seconds=0.5)) == 1.5

@@ -18,4 +18,5 @@ def seconds_until_due(written: datetime | None, jobs: int, now: datetime) -> flo
     if written is None:
         return 0.0
     interval = max(LEAST_SECONDS, jobs * SECONDS_PER_JOB)
-    return max(0.0, interval - (now - written).total_seconds())
+    # A clock that was set back must not put it off for as long as that.
+    return min(interval, max(0.0, interval - (now - written).total_seconds()))
