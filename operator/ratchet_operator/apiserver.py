@@ -30,6 +30,7 @@ class ApiError(Exception):
         status: HTTP status; 0 where no answer came.
         reason: metav1.Status reason.
         message: the server's sentence.
+        retry_after: seconds for which the server wants not to be asked again; None where it did not say.
         causes: reasons of its details.
 
     """

@@ -121,7 +121,7 @@ class Controller:
                     wait = self._leave(key)
                     self.queue.done(key)
                 else:
-                    wait = self.queue.failed(key)
+                    wait = self.queue.failed(key, at_least=error.retry_after or 0.0)
                 expected = error.status in (404, 409) or error.is_namespace_going
                 level = logging.INFO if expected else logging.WARNING
                 log.log(level, "step failed", extra={"key": str(key), "error": str(error), "retry_in": wait})

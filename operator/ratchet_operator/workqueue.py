@@ -73,12 +73,14 @@ class WorkQueue:
         self._failures.pop(key, None)
         self._release(key)
 
-    def failed(self, key: Key) -> float:
-        """The step failed: try again after a while, which is returned."""
+    def failed(self, key: Key, at_least: float = 0.0) -> float:
+        """The step failed: try again after a while, which is returned; not before `at_least` seconds where
+        the API server asked for that.
+        """
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
-        wait = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2**count)
-        if self._again.get(key) is not Lane.EDIT:  # an edit may be the cure; all else waits
+        wait = max(at_least, min(LONGEST_BACKOFF, FIRST_BACKOFF * 2**count))
+        if at_least or self._again.get(key) is not Lane.EDIT:  # an edit may be the cure; all else waits
             self._again.pop(key, None)
         self._release(key)
         self.add_after(key, wait)

@@ -64,7 +64,9 @@ class FakeServer:
         self._numbers = itertools.count(1)
 
     def answer(self, status: int, message: str, reason: str = "") -> web.Response:
-        return web.json_response({"kind": "Status", "message": message, "reason": reason}, status=status)
+        headers = {"Retry-After": "30"} if status == 429 else None
+        said = {"kind": "Status", "message": message, "reason": reason}
+        return web.json_response(said, status=status, headers=headers)
 
     async def handle(self, request: web.Request) -> web.Response:
         path = request.path
@@ -214,6 +216,23 @@ async def eventually(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+
+
+def test_a_step_waits_for_as_long_as_the_api_server_asks(caplog: pytest.LogCaptureFixture):
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        fake.fail["GET", CONFIG_MAP.path("team", "job-config")] = [(429, "too many requests")]
+        controller = Controller(Settings(nodes_visible=False), api)
+        job = {**named(TRAINING_JOB, "job"), "spec": SPEC}
+        job["metadata"] |= {"uid": "job-uid", "resourceVersion": "5", "generation": 1}
+        controller.feed.seen(TRAINING_JOB, job)
+        worker = asyncio.create_task(controller.work())
+        failed = lambda: [record for record in caplog.records if record.message == "step failed"]  # noqa: E731
+        await eventually(lambda: bool(failed()))
+        worker.cancel()
+
+        assert failed()[0].__dict__["retry_in"] == 30
+
+    against(scenario)
 
 
 def test_in_a_namespace_that_is_being_deleted_one_step_is_tried_and_no_more():

@@ -110,6 +110,23 @@ def test_an_edit_during_a_step_that_fails_need_not_wait():
     asyncio.run(scenario())
 
 
+def test_a_server_that_asks_for_time_gets_it_even_where_there_is_an_edit():
+    async def scenario() -> None:
+        queue = WorkQueue(clock := Clock())
+        queue.add(key("a"), Lane.CHANGE)
+        first = await queue.get()
+        queue.add(key("a"), Lane.EDIT)
+
+        assert queue.failed(first, at_least=7.0) == 7.0
+
+        clock.now = 6.9
+        assert queue.depth() == 0
+        clock.now = 7.0
+        assert queue.depth() == 1
+
+    asyncio.run(scenario())
+
+
 def test_the_earliest_of_several_times_stands():
     async def scenario() -> None:
         clock = Clock()
