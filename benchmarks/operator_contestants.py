@@ -45,6 +45,7 @@ class Contestant:
         api: path of the collection of its objects in the benchmark's namespace.
         children: how many objects of each plural it makes for one of its objects.
         changed: the plural of what it writes when `replicas` changes.
+        pods: of one of its objects, whoever makes them.
 
     """
 
@@ -53,6 +54,7 @@ class Contestant:
     api: str
     children: Mapping[str, int]
     changed: str
+    pods: int
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path
@@ -215,6 +217,7 @@ def install_kuberay(cluster: SimulatedCluster, settings: Settings) -> Contestant
         f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayclusters",
         {"services": 1, "pods": 3},
         "pods",
+        3,
         [
             str(KUBERAY.path(settings)),
             f"--leader-election-namespace={namespace}",
@@ -258,6 +261,7 @@ def install_ratchet(cluster: SimulatedCluster, settings: Settings) -> Contestant
             "replicasets": 1,
         },
         "replicasets",
+        4,
         [str(Path(sys.executable).parent / "ratchet-operator")],
         {
             "KUBECONFIG": str(cluster.service_account_kubeconfig(namespace, account)),
