@@ -12,7 +12,9 @@ from ratchet_inference.problems import Problem, bad_request
 from ratchet_inference.seams import Bools
 
 _ONE = frozenset({"observation", "episode", "id", "mask", "deterministic", "temperature", "seed"})
-_MANY = frozenset({"observations", "episodes", "ids", "masks", "deterministic", "temperature", "seed"})
+_MANY = frozenset(
+    {"observations", "episodes", "ids", "masks", "deterministic", "temperature", "seed", "seeds"}
+)
 LONGEST_NAME = 256
 SCRIPTED = "scripted"
 _HUGE_SEED = 1 << 63
@@ -29,6 +31,7 @@ class Question:
         "actions",
         "arms",
         "array",
+        "canary",
         "deterministic",
         "digests",
         "done",
@@ -42,7 +45,7 @@ class Question:
         "observations",
         "problem",
         "received",
-        "seed",
+        "seeds",
         "single",
         "steps",
         "temperature",
@@ -56,8 +59,9 @@ class Question:
         self.masks: list[Any] | None = None
         self.deterministic: bool | None = None
         self.temperature = 1.0
-        self.seed: int | None = None
-        self.hop = False  # it comes from another policy server
+        self.seeds: list[int] | None = None
+        self.canary = False  # it was given to the canary before it came here, and is never sent on
+        self.hop = False  # another policy server asks, and records what it answers with
         self.received = 0.0  # of perf_counter
         self.done: Callable[[Question], None] = _forget
 
@@ -117,13 +121,12 @@ class Question:
         body: dict[str, Any] = {"temperature": self.temperature}
         if self.deterministic is not None:
             body["deterministic"] = self.deterministic
-        if self.seed is not None:
-            body["seed"] = self.seed
         columns = {
             "observation": self.observations,
             "episode": self.episodes,
             "id": self.ids,
             "mask": self.masks,
+            "seed": self.seeds,
         }
         for name, column in columns.items():
             if column is not None:
@@ -133,23 +136,42 @@ class Question:
     def part(self, rows: list[int]) -> "Question":
         """Some of the observations, as a batch of their own."""
         part = Question([self.observations[row] for row in rows], single=False)
-        part.hop, part.received = self.hop, self.received
+        part.hop, part.canary, part.received = self.hop, self.canary, self.received
         part.deterministic, part.temperature = self.deterministic, self.temperature
-        part.seed = None if self.seed is None else self.seed + rows[0]
+        part.seeds = self.seeds and [self.seeds[row] for row in rows]
         part.episodes = self.episodes and [self.episodes[row] for row in rows]
         part.ids = self.ids and [self.ids[row] for row in rows]
         part.masks = self.masks and [self.masks[row] for row in rows]
+        part.arms = self.arms and [self.arms[row] for row in rows]
+        part.fallbacks = self.fallbacks and [self.fallbacks[row] for row in rows]
         if self.array is not None:
             part.array = self.array[rows]
         if self.mask_rows is not None:
             part.mask_rows = self.mask_rows[rows]
         return part
 
+    def split(self, *rows: list[int]) -> "list[Question]":
+        """Parts that hold every row once; this question ends with the last of them."""
+        parts = [(some, self.part(some)) for some in rows]
+        missing = len(parts)
+
+        def done(_part: Question) -> None:
+            nonlocal missing
+            missing -= 1
+            if not missing:
+                self.join(parts)
+                self.end()
+
+        for _, part in parts:
+            part.done = done
+        return [part for _, part in parts]
+
     def join(self, parts: "Sequence[tuple[list[int], Question]]") -> None:
         """Takes the answers of parts that hold every row once, with the numbers of their rows."""
-        self.problem = next((part.problem for _, part in parts if part.problem), None)
-        if self.problem:
-            return
+        for rows, part in parts:
+            if part.problem:
+                self.problem = part.problem.of_row(rows)
+                return
         order = [row for rows, _ in parts for row in rows]
 
         def column(name: str) -> list[Any] | None:
@@ -242,10 +264,18 @@ def from_json(value: Any, most: int) -> Question:
         question.temperature = float(temperature)
     seed = fields.get("seed")
     if seed is not None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _HUGE_SEED:
+        if not _is_seed(seed, _HUGE_SEED):
             raise bad_request("bad-field", "seed must be an integer from 0 to 2^63 - 1")
-        question.seed = seed
+        question.seeds = list(range(seed, seed + len(question)))
+    elif fields.get("seeds") is not None:
+        question.seeds = _column(fields["seeds"], len(question), "seeds")
+        if not all(_is_seed(one, 2 * _HUGE_SEED) for one in question.seeds):
+            raise bad_request("bad-field", "seeds must be integers from 0 to 2^64 - 1")
     return question
+
+
+def _is_seed(value: Any, end: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < end
 
 
 def _names(fields: dict[str, Any], question: Question, name: str) -> list[str] | None:

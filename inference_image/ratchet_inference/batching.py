@@ -4,6 +4,7 @@ Nothing waits for a timer. A question is refused at once when those before it wo
 """
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +16,13 @@ import numpy as np
 from ratchet_inference.asking import Question
 from ratchet_inference.chain import Batch, Outcome, Step, answer
 from ratchet_inference.fitting import Fitting
-from ratchet_inference.problems import Problem, bad_request
+from ratchet_inference.problems import Problem, bad_request, internal
 from ratchet_inference.remembering import Remembering
 from ratchet_inference.seams import Floats, Policy, Residents
 from ratchet_inference.sessions import Session, Sessions
 from ratchet_inference.stats import Stats
+
+log = logging.getLogger(__name__)
 
 STABLE = "stable"
 CANARY = "canary"
@@ -102,11 +105,21 @@ class Answering:
     def _turn(self) -> None:
         questions, units = self._waiting, self._units
         self._waiting, self._units = [], 0
+        try:
+            self._answer_all(questions)
+        except Exception:
+            log.exception("the server failed at a turn")
+            for question in questions:
+                question.problem = internal()
+                _end(question)
+        self._measure(units, time.perf_counter() - self._began)
+
+    def _answer_all(self, questions: list[Question]) -> None:
         current, previous = self._residents.current, self._residents.previous
         if current is None:
             for question in questions:
                 question.problem = Problem(503, "no-policy", "no policy is loaded any more: ask again later")
-                question.done(question)
+                _end(question)
             return
         while questions:
             mine: list[Question] = []
@@ -119,13 +132,20 @@ class Answering:
             if pinned and previous:
                 self._answer_arms(pinned, self._step(None, previous), [self._step("current", current)])
             questions = later
-        spent = time.perf_counter() - self._began
-        # What a turn costs at all, and what each further unit adds; a rare slow turn must not shed for long.
+
+    def _measure(self, units: int, spent: float) -> None:
+        """Learns what a turn costs at all, and what each further unit adds.
+
+        One stall counts as twice the delay at most, so that it sheds nothing later. After shedding, turns
+        have one unit: these show that a unit costs no more than they do.
+        """
+        most = 2 * self._settings.delay_seconds
         if units == 1:
-            self._first_seconds += 0.1 * (spent - self._first_seconds)
+            self._first_seconds += 0.1 * (min(spent, most) - self._first_seconds)
+            self._unit_seconds = min(self._unit_seconds, spent)
         else:
             each = max(0.0, spent - self._first_seconds) / (units - 1)
-            self._unit_seconds += 0.1 * (each - self._unit_seconds)
+            self._unit_seconds += 0.1 * (min(each, most) - self._unit_seconds)
 
     def _sort(
         self,
@@ -136,7 +156,7 @@ class Answering:
         pinned: list[Question],
         later: list[Question],
     ) -> None:
-        """Gives each question to the policy of its episode; one step of a recurrent episode at a time."""
+        """Gives each observation to the policy of its episode; one step of a recurrent episode at a time."""
         if previous is None and not current.recurrent_size:
             mine += questions
             return
@@ -152,9 +172,20 @@ class Answering:
                 continue
             if current.recurrent_size or (previous and previous.recurrent_size):
                 seen.update(episodes)
-            # The rows of one request share a policy: the previous one if any of its episodes began with it.
-            digests = [self.sessions.of(episode, now).digest for episode in episodes]
-            (pinned if previous and previous.digest in digests else mine).append(question)
+            if previous is None:
+                mine.append(question)
+                continue
+            theirs, own = [], []
+            for row, episode in enumerate(episodes):
+                (theirs if self.sessions.of(episode, now).digest == previous.digest else own).append(row)
+            if not theirs:
+                mine.append(question)
+            elif not own:
+                pinned.append(question)
+            else:
+                one, other = question.split(own, theirs)
+                mine.append(one)
+                pinned.append(other)
 
     def _step(self, name: str | None, policy: Policy) -> Step:
         fitting = self._fittings.get(policy.digest)
@@ -165,15 +196,25 @@ class Answering:
         return Step(name, policy, fitting)
 
     def _answer_arms(self, questions: list[Question], step: Step, others: Sequence[Step]) -> None:
-        """What another server sent on is the canary's, the rest is this server's own."""
-        own = [question for question in questions if not question.hop]
+        """What another server or a route sent on is the canary's, the rest is this server's own."""
+        own = [question for question in questions if not question.canary]
         if own:
             self._answer(own, STABLE, step, others)
         if len(own) < len(questions):
-            self._answer([question for question in questions if question.hop], CANARY, step, others)
+            self._answer([question for question in questions if question.canary], CANARY, step, others)
 
     def _answer(self, questions: list[Question], arm: str, step: Step, others: Sequence[Step]) -> None:
-        """Answers questions with one policy, and tells each that it is done."""
+        """Answers questions with one policy and tells each, also when that fails."""
+        try:
+            self._decide(questions, arm, step, others)
+        except Exception:
+            log.exception("the server failed at questions", extra={"fields": {"digest": step.policy.digest}})
+            for question in questions:
+                question.problem = question.problem or internal()
+        for question in questions:
+            _end(question)
+
+    def _decide(self, questions: list[Question], arm: str, step: Step, others: Sequence[Step]) -> None:
         policy = step.policy
         if policy.recurrent_size:
             for question in questions:
@@ -201,8 +242,6 @@ class Answering:
             if self._record is not None:
                 for question in asked:
                     self._record(question)
-        for question in questions:
-            question.done(question)
 
     def _sessions(self, asked: list[Question], policy: Policy) -> list[Session | None]:
         """The session of each row, pinned to the policy that answers; empty where no row has an episode."""
@@ -220,6 +259,9 @@ class Answering:
                 if session.digest != policy.digest:
                     session.digest = policy.digest
                     session.state = None
+                if policy.recurrent_size and session.state is None:
+                    # Whoever reads the steps sees where the memory began.
+                    session.t = 0
                 question.steps.append(session.t)
                 session.t += 1
                 found.append(session)
@@ -244,8 +286,8 @@ class Answering:
                 deterministic[first:last] = question.deterministic
             if question.temperature != 1.0:
                 temperature[first:last] = question.temperature
-            if question.seed is not None:
-                seeds[first:last] = range(question.seed, question.seed + last - first)
+            if question.seeds is not None:
+                seeds[first:last] = question.seeds
             first = last
         states: Floats | None = None
         if policy.recurrent_size:
@@ -277,3 +319,11 @@ class Answering:
             if question.ids is None:
                 self.name(question)
             first = last
+
+
+def _end(question: Question) -> None:
+    """Tells whoever asked; that this fails for one must not keep the answers of the others."""
+    try:
+        question.end()
+    except Exception:
+        log.exception("an answer could not be given")

@@ -99,7 +99,7 @@ class Dispatch:
 
         """
         route = self.route
-        if self._hop is None or not route.weight or question.hop or self._residents.current is None:
+        if self._hop is None or not route.weight or question.canary or self._residents.current is None:
             self._answering.submit(question)
             return
         fitting = self._answering.fitting(self._residents.current)
@@ -134,20 +134,9 @@ class Dispatch:
     def _split(self, question: Question, theirs: list[int], fitting: Fitting) -> None:
         """Asks both arms, each for its rows, and puts their answers together."""
         own = sorted(set(range(len(question))) - set(theirs))
-        parts = [(own, question.part(own)), (theirs, question.part(theirs))]
-        missing = len(parts)
-
-        def done(_part: Question) -> None:
-            nonlocal missing
-            missing -= 1
-            if not missing:
-                question.join(parts)
-                question.end()
-
-        for _, part in parts:
-            part.done = done
-        self._answering.submit(parts[0][1])
-        self._forward(parts[1][1], fitting)
+        here, there = question.split(own, theirs)
+        self._answering.submit(here)
+        self._forward(there, fitting)
 
     def _forward(self, question: Question, fitting: Fitting) -> None:
         task = asyncio.get_running_loop().create_task(self._ask_canary(question, fitting))
@@ -200,7 +189,7 @@ class Dispatch:
             for episode, step in zip(question.episodes, question.steps, strict=True):
                 self._answering.sessions.of(episode, loop.time()).t = step + 1
         if self._recording:
-            self._recording.forwarded(question)
+            self._recording.decided(question)
         question.end()
 
     def _answer_instead(self, question: Question) -> None:

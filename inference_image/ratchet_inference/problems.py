@@ -1,5 +1,7 @@
 """Refusals as values: a status, a word for programs, a sentence for people. No I/O here."""
 
+from collections.abc import Sequence
+
 import orjson
 
 
@@ -18,8 +20,15 @@ class Problem(Exception):  # noqa: N818 - a refusal, which the client may well h
         super().__init__(message)
         self.status = status
         self.code = code
+        self._words = message
         self.message = message if row is None else f"observation {row} of the batch: {message}"
         self.row = row
+
+    def of_row(self, rows: Sequence[int]) -> "Problem":
+        """The same of a batch of which this one's was a part, with these rows."""
+        if self.row is None:
+            return self
+        return Problem(self.status, self.code, self._words, rows[self.row])
 
     def body(self) -> bytes:
         """The JSON that a client reads."""

@@ -23,18 +23,13 @@ class Recording:
         self._await_reward = await_reward
 
     def decided(self, question: Question) -> None:
-        """An answer of this server's own."""
+        """An answer, be it the canary's; what another server asked is recorded there, if it is used there."""
+        if question.hop:
+            return
         for decision in _decisions(question):
             if self._log:
                 self._log(decision)
-            # Rewards go to the server that the client asked, which is the other one for a hop.
-            if self._await_reward and not question.hop:
-                self._await_reward(decision)
-
-    def forwarded(self, question: Question) -> None:
-        """An answer of the canary, which logs it itself."""
-        if self._await_reward:
-            for decision in _decisions(question):
+            if self._await_reward:
                 self._await_reward(decision)
 
 

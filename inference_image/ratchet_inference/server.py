@@ -144,6 +144,7 @@ class PolicyServer:
 
         question.done = done
         question.hop = b"ratchet-hop" in exchange.headers
+        question.canary = question.hop or exchange.headers.get(b"ratchet-arm") == b"canary"
         self.dispatch.ask(question)
 
     def _reward(self, exchange: Exchange) -> None:
