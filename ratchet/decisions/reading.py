@@ -16,7 +16,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from ratchet.decisions.schema import DECISIONS, REWARDS, VERSION, VERSION_KEY, partition
+from ratchet.decisions.schema import DECISIONS, REWARDS, VERSION, VERSION_KEY
 from ratchet.decisions.sources import Source
 
 pa: Any = pyarrow  # publishes no types
@@ -56,7 +56,8 @@ class LoggedDecisions:
             Beside those: `reward`, `reward_default`, `reward_late`; `episode_return` and `episode_length`;
             `episode_complete`: every step from the first is there, and as many as the client said. A number
             that nobody knows is NaN.
-        repeated: decisions left out because the client asked again under the same id; the last answer counts.
+        repeated: decisions, of whatever policy and arm, left out because the client asked again under the
+            same id; the last answer counts.
         unmatched: rewards of decisions and episodes that are not here.
 
     """
@@ -104,19 +105,18 @@ def read(
         UnreadableLog: a file is no decision log, or of a newer version of Ratchet.
 
     """
-    folder = f"/{partition('decisions', '*', digest).name}/" if digest else ""
-    decisions = _table(source, "decisions", DECISIONS, since, until, folder)
+    decisions = _table(source, "decisions", DECISIONS, since, until).sort_by("time")
+    rewards = _table(source, "rewards", REWARDS, since, until and until + timedelta(days=1))
+
+    # Another policy or arm may have answered when the client asked again, so this comes before any choice.
+    first_seen = decisions.num_rows
+    decisions = decisions.take(_last_of_each(decisions["id"]))
+    repeated = first_seen - decisions.num_rows
     if digest is not None:
         decisions = decisions.filter(pc.equal(decisions["digest"], digest))
     if arm is not None:
         decisions = decisions.filter(pc.equal(decisions["arm"], arm))
-    rewards = _table(source, "rewards", REWARDS, since, until and until + timedelta(days=1), "")
-
-    decisions = decisions.sort_by("time")
-    first_seen = decisions.num_rows
-    decisions = decisions.take(_last_of_each(decisions["id"]))
-    # Of several rewards the first one counts, and what somebody sent before any default.
-    rewards = rewards.sort_by([("default", "ascending"), ("time", "ascending")])
+    rewards = rewards.sort_by("time")
 
     columns = {name: _numpy(decisions[name]) for name in DECISIONS.names}
     episodes = decisions["episode"].combine_chunks().dictionary_encode()
@@ -133,18 +133,16 @@ def read(
     columns["episode_complete"] = _complete(codes, columns["t"], columns["episode_length"])
     return LoggedDecisions(
         columns,
-        repeated=first_seen - decisions.num_rows,
+        repeated=repeated,
         unmatched=rewards.num_rows - matched_decisions - matched_episodes,
     )
 
 
-def _table(
-    source: Source, kind: str, schema: Any, since: date | None, until: date | None, folder: str
-) -> Any:
+def _table(source: Source, kind: str, schema: Any, since: date | None, until: date | None) -> Any:
     tables: list[Any] = []
     for key in source.keys(kind):
         day = key.partition("/date=")[2][:10]
-        if (since and day < since.isoformat()) or (until and day > until.isoformat()) or folder not in key:
+        if (since and day < since.isoformat()) or (until and day > until.isoformat()):
             continue
         try:
             table = parquet.read_table(BytesIO(source.read(key)))
@@ -169,24 +167,29 @@ def _last_of_each(names: Any) -> Column:
 def _join(
     names: Any, times: Column, rewards: Any, by: str, joining: Joining
 ) -> tuple[dict[str, Column], int]:
-    """For each name, seen last at its time: reward, length, default, late; and how many rewards matched."""
+    """For each name, seen last at its time: reward, length, default, late; and how many rewards matched.
+
+    Of several rewards the first one counts, and what somebody sent before a server's default; what came too
+    late and is dropped leaves that in force.
+    """
     rewards = rewards.filter(pc.is_valid(rewards[by]))
-    index = pc.index_in(names, value_set=rewards[by])
-    found = np.asarray(pc.is_valid(index))
-    row = np.asarray(pc.fill_null(index, 0))
-    reward = np.full(len(found), np.nan)
-    length = np.full(len(found), np.nan)
-    default = np.zeros(len(found), bool)
-    late = np.zeros(len(found), bool)
-    if found.any():
-        row = row[found]
-        reward[found] = np.asarray(rewards["reward"])[row]
-        length[found] = _numpy(rewards["length"])[row]
-        default[found] = np.asarray(rewards["default"])[row]
-        waited = (_numpy(rewards["time"])[row] - times[found]) / np.timedelta64(1, "s")
-        late[found] = (waited > joining.window) & ~default[found]
-        if joining.late == "drop":
-            reward[late] = length[late] = np.nan
+    reward = np.full(len(times), np.nan)
+    length = np.full(len(times), np.nan)
+    default = np.zeros(len(times), bool)
+    late = np.zeros(len(times), bool)
+    for by_default in (True, False):
+        some = rewards.filter(pc.equal(rewards["default"], by_default))
+        index = pc.index_in(names, value_set=some[by])
+        found = np.flatnonzero(np.asarray(pc.is_valid(index)))
+        row = np.asarray(pc.fill_null(index, 0))[found]
+        if not by_default:
+            waited = (_numpy(some["time"])[row] - times[found]) / np.timedelta64(1, "s")
+            late[found] = waited > joining.window
+            if joining.late == "drop":
+                found, row = found[~late[found]], row[~late[found]]
+        reward[found] = np.asarray(some["reward"])[row]
+        length[found] = _numpy(some["length"])[row]
+        default[found] = by_default
     if joining.default is not None:
         missing = np.isnan(reward)
         reward[missing] = joining.default

@@ -350,11 +350,22 @@ def test_an_empty_log_is_read(tmp_path: Path):
         ([reward(reward=2.0), reward(reward=3.0, time=NOON + 6)], Joining(), (2.0, False, False)),
         ([reward(reward=0.0, default=True, time=NOON), reward(reward=2.0)], Joining(), (2.0, False, False)),
         ([reward(reward=2.0, time=NOON + 61)], Joining(), (np.nan, False, True)),
+        (
+            [reward(reward=0.5, default=True, time=NOON + 60), reward(reward=2.0, time=NOON + 61)],
+            Joining(),
+            (0.5, True, True),
+        ),
+        (
+            [reward(reward=0.5, default=True, time=NOON + 60), reward(reward=2.0, time=NOON + 61)],
+            Joining(late="keep"),
+            (2.0, False, True),
+        ),
         ([reward(reward=2.0, time=NOON + 61)], Joining(late="keep"), (2.0, False, True)),
         ([reward(reward=2.0, time=NOON + 61)], Joining(default=0.0), (0.0, True, True)),
         ([reward(reward=2.0, time=NOON + 61)], Joining(window=100), (2.0, False, False)),
     ],
-    ids=["none", "default", "one", "first", "sent-beats-default", "late", "late-kept", "late-none", "wide"],
+    ids=["none", "default", "one", "first", "sent-beats-default", "late",
+         "late-leaves-default", "late-kept-beats-default", "late-kept", "late-none", "wide"],
 )  # fmt: skip
 @pytest.mark.parametrize("by", ["id", "episode"])
 def test_which_reward_counts(
@@ -369,6 +380,17 @@ def test_which_reward_counts(
     np.testing.assert_equal(columns["reward" if by == "id" else "episode_return"][0], value)
     if by == "id":
         assert (columns["reward_default"][0], columns["reward_late"][0]) == (default, late)
+
+
+def test_the_last_answer_counts_also_where_another_policy_or_arm_gave_it(tmp_path: Path):
+    again = decision(0, digest="cd" * 32, arm="canary", time=NOON + 1)
+    written(tmp_path, decision(0), again, decision(1))
+
+    ours = read(Folder(tmp_path), digest=DIGEST)
+    assert ours.columns["id"].tolist() == ["id-1"]
+    assert read(Folder(tmp_path), arm="stable").columns["id"].tolist() == ["id-1"]
+    assert read(Folder(tmp_path), arm="canary").columns["digest"].tolist() == ["cd" * 32]
+    assert ours.repeated == 1
 
 
 def test_rewards_of_other_servers_logs_are_joined(tmp_path: Path):
