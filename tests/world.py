@@ -70,6 +70,7 @@ class World:
         self.progress_written: dict[str, datetime] = {}
         self.trainer_finished = False
         self.trainer_answers = True
+        self.trainers_asked = True
         self.passed_over: list[str] = []
         self.steps = 0
         self.events: list[str] = []
@@ -181,6 +182,7 @@ class World:
             secrets={"job-redis": self.secret_uid},
             devices=self.devices,
             trainer=self.trainer(job),
+            trainers_asked=self.trainers_asked,
             progress_written=self.progress_written.get("job"),
         )
 

@@ -45,7 +45,12 @@ class Controller:
         # Shorter than the time between two resyncs, so that each of them looks.
         self._sightings = SecretSightings(api, 0.8 * settings.resync_seconds)
         self._observer = Observer(
-            api, self.cache, self._sightings, settings.installation, self.trainers.answer
+            api,
+            self.cache,
+            self._sightings,
+            settings.installation,
+            self.trainers.answer,
+            self.trainers.all_asked,
         )
         self._executor = Executor(api, self.feed, self._sightings, settings.pod_name)
         self._left: dict[Key, tuple[str, float]] = {}

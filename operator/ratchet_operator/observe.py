@@ -110,6 +110,7 @@ class Observer:
 
     Args:
         trainer_of: the newest answer of the trainer of the job with a UID.
+        trainers_asked: whether every trainer was asked once.
 
     Attributes:
         oldest_news: resourceVersion of the first whole list of jobs; what is newer was made later.
@@ -125,12 +126,14 @@ class Observer:
         sightings: SecretSightings,
         installation: Installation,
         trainer_of: Callable[[str], TrainerStatus | None],
+        trainers_asked: Callable[[], bool],
     ) -> None:
         self._api = api
         self._cache = cache
         self._sightings = sightings
         self._installation = installation
         self._trainer_of = trainer_of
+        self._trainers_asked = trainers_asked
         self._met: dict[Key, str] = {}
         self.oldest_news: int | None = None
         self.refused: dict[Key, str] = {}
@@ -205,6 +208,7 @@ class Observer:
             secrets=secrets,
             devices=self._cache.devices if NODE in self._cache else None,
             trainer=self._trainer_of(context.uid),
+            trainers_asked=self._trainers_asked(),
             refused=self.refused.get(key),
             progress_written=self.progress_written.get(key),
             jobs=len(self._cache[TRAINING_JOB]),

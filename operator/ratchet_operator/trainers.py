@@ -59,6 +59,10 @@ class TrainerWatch:
         """The newest answer of the trainer of a job; None where it can't be asked."""
         return self._answers.get(uid)
 
+    def all_asked(self) -> bool:
+        """Whether every trainer that was there at the start was asked."""
+        return self._round > 0
+
     async def run(self) -> None:
         """Ask for ever."""
         async with aiohttp.ClientSession(timeout=TIMEOUT) as session:

@@ -515,7 +515,7 @@ def test_what_was_seen_of_secrets_is_forgotten_once_nobody_would_trust_it():
 def test_only_a_job_without_a_status_is_taken_for_newborn(status: dict[str, Any], asks: bool):
     async def scenario(fake: FakeServer, api: ApiServer) -> None:
         cache = Cache([TRAINING_JOB, ROLLOUT_POOL, DEPLOYMENT, SERVICE, CONFIG_MAP, POD, NETWORK_POLICY])
-        observer = Observer(api, cache, SecretSightings(api), Installation(), lambda _: None)
+        observer = Observer(api, cache, SecretSightings(api), Installation(), lambda _: None, lambda: True)
         observer.oldest_news = 100
         job = {**named(TRAINING_JOB, "job"), "spec": SPEC, "status": status}
         job["metadata"] |= {"uid": "job-uid", "resourceVersion": "105", "generation": 2}

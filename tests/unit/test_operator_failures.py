@@ -303,6 +303,21 @@ def test_a_job_whose_workers_never_come_is_ended_by_max_duration():
     assert world.all(DEPLOYMENT) == []
 
 
+def test_a_new_leader_ends_no_job_by_its_deadline_before_it_has_asked_the_trainer():
+    world = new_world(stop={"maxDuration": "10m"})
+    world.settle()
+    world.steps, world.trainer_finished = 640, True
+    world.trainer_answers = world.trainers_asked = False
+
+    wait_out(world, 2 * (DURATION + GRACE))
+    assert not {"Succeeded", "Failed"} & conditions(world.get(TRAINING_JOB, "job")).keys()
+    assert min(world.waits) > 0, "it looks again, and not at once"
+
+    world.trainer_answers = world.trainers_asked = True
+    world.operate()
+    assert condition(world.get(TRAINING_JOB, "job"), "Succeeded")["reason"] == "MaxStepsReached"
+
+
 def test_suspended_time_does_not_count_for_max_duration():
     world = out_of_time_world()
     wait_out(world, 300)

@@ -58,9 +58,11 @@ def heard(answer: Callable[[], web.StreamResponse], monkeypatch: pytest.MonkeyPa
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         monkeypatch.setattr(trainers, "PORT", runner.addresses[0][1])
         watch = TrainerWatch(told(), 0.0, lambda namespace, name: None)
+        assert not watch.all_asked()
         task = asyncio.create_task(watch.run())
         try:
             await asyncio.wait_for(asked.wait(), 30)
+            assert watch.all_asked()
             return watch.answer("job-uid")
         finally:
             task.cancel()

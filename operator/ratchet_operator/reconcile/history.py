@@ -68,8 +68,11 @@ def advance(
     choice: DeviceChoice,
     status: Json,
     now: datetime,
+    asked: bool = True,
 ) -> tuple[Ledger, tuple[Occurrence, ...]]:
-    """The ledger after what is seen now, and what happened in between."""
+    """The ledger after what is seen now, and what happened in between. No deadline ends a job whose trainer
+    was not `asked` yet: it may have finished.
+    """
     if before.outcome is not None:
         return before, ()
     told: list[Occurrence] = []
@@ -84,7 +87,8 @@ def advance(
         message = trainer.message or f"{trainer.progress.steps} steps."
         ledger = ledger.model_copy(update={"outcome": "Succeeded", "reason": reason, "message": message})
         told.append(Occurrence("Normal", "Succeeded", f"{reason}: {message}", "Succeeded"))
-    if ledger.outcome is None and seconds_to_deadline(ledger, context.spec.stop, now) == 0:
+    heard = asked or trainer is not None
+    if ledger.outcome is None and heard and seconds_to_deadline(ledger, context.spec.stop, now) == 0:
         ledger = _out_of_time(ledger, context, final_of(trainer, status), status, told)
     if ledger.outcome is not None:
         final = final_of(trainer, status)

@@ -52,6 +52,7 @@ from ratchet_operator.reconcile.jobstatus import Waiting, job_status, status_pat
 from ratchet_operator.settings import Installation
 
 LOOK_FOR_SECRETS = 5.0  # seconds; Secrets can't be watched
+LOOK_FOR_ANSWERS = 1.0  # past its deadline a job only waits for the first round of asking trainers
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class JobSeen:
         secrets: UID of each Secret that was looked for, None where it is not there.
         devices: the largest number of each device on any one node; None where nodes can't be seen.
         trainer: what the trainer answered; None where it can't be asked.
+        trainers_asked: whether every trainer was asked since this operator leads.
         refused: what the API server said about a child that it would not take.
         progress_written: when this operator last wrote this job's progress.
         jobs: how many jobs this operator serves.
@@ -79,6 +81,7 @@ class JobSeen:
     secrets: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
     devices: Mapping[str, int] | None = None
     trainer: TrainerStatus | None = None
+    trainers_asked: bool = True
     refused: str | None = None
     progress_written: datetime | None = None
     jobs: int = 1
@@ -116,7 +119,8 @@ def reconcile_job(job: Json, seen: JobSeen, now: datetime) -> Plan:
     trainers = alive(component_pods(pods, "trainer"))
     running_on = live_device(live_trainer) if any(spec_of(pod).get("nodeName") for pod in trainers) else None
     choice = choose_device(spec.trainer.gpu, mine.devices, running_on)
-    after, occurrences = advance(before, context, mine.pods, trainer, choice, status_of(job), now)
+    asked = seen.trainers_asked
+    after, occurrences = advance(before, context, mine.pods, trainer, choice, status_of(job), now, asked)
     if after.outcome is not None:
         return _ended(job, context, mine, after, occurrences, now)
     return _going_on(job, context, mine, after, occurrences, choice, now)
@@ -159,10 +163,11 @@ def _going_on(
     )
     wanted_status, due = job_status(job, context, seen, ledger, choice, waiting, now)
     patch, requeue = status_patch(job, wanted_status, due)
+    deadline = seconds_to_deadline(ledger, context.spec.stop, now)
     looks = (
         requeue,
         LOOK_FOR_SECRETS if waiting.missing_secrets else None,
-        seconds_to_deadline(ledger, context.spec.stop, now),
+        LOOK_FOR_ANSWERS if deadline == 0 else deadline,
     )
     return Plan(
         secrets=secrets,
