@@ -41,6 +41,7 @@ class Episodes:
         self._sessions = sessions
         self._refused = refused
         self._largest = largest
+        self._sockets: dict[str, WebSocket] = {}
 
     def open(self, exchange: Exchange) -> None:
         """`GET /v1/episode?episode=NAME`; without a name the server gives one."""
@@ -80,9 +81,12 @@ class Episodes:
                     finish(problem.body())
 
             def closed() -> None:
-                self._sessions.forget(name)
+                # A client that came again has the episode now.
+                if self._sockets.get(name) is socket:
+                    del self._sockets[name]
+                    self._sessions.forget(name)
 
-            socket = WebSocket(transport, self._largest, receive, closed)
+            socket = self._sockets[name] = WebSocket(transport, self._largest, receive, closed)
             return socket
 
         exchange.upgrade(accepted, build)

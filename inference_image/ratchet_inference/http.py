@@ -20,6 +20,8 @@ _PREFIX = {
     for status in HTTPStatus
 }
 _OK_JSON = _PREFIX[200] + JSON + b"\r\ncontent-length: %d\r\n\r\n%b"
+# `Expect` was answered when the head came first.
+_OF_THE_OFFER = frozenset({b"upgrade", b"connection", b"expect"})
 # A client that pipelines more than this waits until some are answered.
 PIPELINE = 256
 
@@ -33,7 +35,7 @@ class Limits:
         head: bytes of request line and headers.
         connections: open at once.
         request_seconds: from the first byte of a request to its last, and for a client to take its answer.
-        idle_seconds: between two requests.
+        idle_seconds: between two requests; after `101`, without a sign of life.
 
     """
 
@@ -57,6 +59,10 @@ class Upgraded(Protocol):
 
     def drain(self) -> None:
         """Ends as soon as the new protocol allows it."""
+        ...
+
+    def ping(self) -> None:
+        """Asks the client for a sign of life."""
         ...
 
 
@@ -130,6 +136,8 @@ class Listener:
     async def drain(self, seconds: float) -> None:
         """Accepts no more, lets what is open end, and after `seconds` closes what is left."""
         self.draining = True
+        # It may have been left by all before, and others have come since.
+        self._left.clear()
         if self._server:
             self._server.close()
         for connection in list(self.connections):
@@ -155,8 +163,9 @@ class Connection(asyncio.Protocol):
         self._since = listener.loop.time()
         self._reading = False  # within a request
         self._in_head = False
-        self._number = 0
-        self._head = self._head_fed = 0
+        self._offered = False  # another protocol than is spoken here
+        self._progress = 0  # requests begun and pieces of bodies
+        self._head = self._fed = 0
         self._method = self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
@@ -168,7 +177,9 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         listener = self.listener
         listener.connections.add(self)
-        self._timer = listener.loop.call_later(self._limits.request_seconds, self._look)
+        # A ping has a quarter of the time to be answered.
+        self._pause = min(self._limits.request_seconds, self._limits.idle_seconds / 4)
+        self._timer = listener.loop.call_later(self._pause, self._look)
         if len(listener.connections) > self._limits.connections:
             self._refuse(
                 Problem(503, "too-many-connections", "too many connections: close some, or try later")
@@ -183,33 +194,44 @@ class Connection(asyncio.Protocol):
         if self._upgraded:
             self._upgraded.connection_lost()
             self._upgraded = None
+        # It refers to this connection: without the cycle both go at once.
+        del self._parser
 
     def data_received(self, data: bytes) -> None:
         """Parses; every complete request is handed on at once."""
         if self._upgraded:
+            self._since = self.listener.loop.time()
             self._upgraded.data_received(data)
             return
-        if self._discarding:
-            return
-        # A header that never ends reaches no callback, so its bytes are counted here.
-        number = self._number if self._in_head else -1
+        # A header or trailer that never ends reaches no callback, so its bytes are counted here.
+        progress = self._progress
+        rest = memoryview(data)
+        while rest and not self._discarding:
+            rest = self._feed(rest)
+        if self._reading and self._progress == progress and not self._discarding:
+            self._fed += len(data)
+            if self._fed > self._limits.head:
+                self._refuse(_head_too_large(self._limits.head))
+
+    def _feed(self, data: memoryview) -> memoryview:
+        """Parses; what is left where the parser stopped at the offer of another protocol."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             rest = data[upgrade.args[0] :]
-            if not self._upgraded and not self._discarding:
-                # Some clients offer h2c with every request; the parser stops there, and has seen no body.
-                self._parser, request = httptools.HttpRequestParser(self), self._without_offer()
-                self.data_received(request + rest)
-            elif rest and self._upgraded:
-                self._upgraded.data_received(rest)
+            if self._upgraded:
+                self._upgraded.data_received(bytes(rest))
+                return data[:0]
+            request = self._without_offer() if self._offered else b""
+            self._offered = False
+            self._parser = httptools.HttpRequestParser(self)
+            if request:
+                self._feed(memoryview(request))
+            return rest
         except httptools.HttpParserError as error:
             if not self._discarding:
                 self._refuse(self._problem or Problem(400, "bad-http", f"not HTTP/1.1: {error}"))
-        if self._in_head and self._number == number and not self._discarding:
-            self._head_fed += len(data)
-            if self._head_fed > self._limits.head:
-                self._refuse(_head_too_large(self._limits.head))
+        return data[:0]
 
     def eof_received(self) -> bool:
         """The client sends no more; what it asked is still answered."""
@@ -236,9 +258,9 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         self._reading = self._in_head = True
-        self._number += 1
+        self._progress += 1
         self._since = self.listener.loop.time()
-        self._head = self._head_fed = 0
+        self._head = self._fed = 0
         self._url = b""
         self._headers = {}
         self._length = 0
@@ -250,7 +272,9 @@ class Connection(asyncio.Protocol):
             self._stop(Problem(414, "long-url", "the URL is too long"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header, or one trailer, which nobody here reads."""
+        if not self._in_head:
+            return
         self._head += len(name) + len(value)
         if self._head > self._limits.head:
             self._stop(_head_too_large(self._limits.head))
@@ -260,7 +284,14 @@ class Connection(asyncio.Protocol):
         """Before the body: what can be refused without it is."""
         self._in_head = False
         self._method = self._parser.get_method()
+        if self._method == b"CONNECT":
+            self._stop(Problem(405, "wrong-method", "this is no proxy: send GET, POST or PUT with a path"))
         headers = self._headers
+        if not self._parser.should_upgrade():
+            headers.pop(b"upgrade", None)
+        elif not self._wants_websocket():
+            # Some clients offer h2c with every request; the parser stops there, and does not read the body.
+            self._offered = True
         length = headers.get(b"content-length")
         if length is not None and int(length) > self._limits.body:
             self._stop(_body_too_large(self._limits.body))
@@ -269,6 +300,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
+        self._progress += 1
+        self._fed = 0
         self._length += len(body)
         if self._length > self._limits.body:
             self._stop(_body_too_large(self._limits.body))
@@ -276,7 +309,9 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        if self._parser.should_upgrade() and not self._wants_websocket():
+        if self._discarding:
+            return
+        if self._offered:
             return
         self._reading = False
         self._since = self.listener.loop.time()
@@ -289,6 +324,8 @@ class Connection(asyncio.Protocol):
         exchange.received = time.perf_counter()
         exchange.last = self.listener.draining or not self._parser.should_keep_alive()
         self._open.append(exchange)
+        # What comes after the last request is not answered, so it must not be done either.
+        self._discarding = exchange.last
         self.listener.handle(exchange)
         if len(self._open) > PIPELINE:
             self._transport.pause_reading()
@@ -312,6 +349,7 @@ class Connection(asyncio.Protocol):
     def hand_over(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:
         """The connection speaks another protocol from here on."""
         self._open.clear()
+        self._discarding = False
         self._transport.write(answer)
         self._upgraded = build(self._transport)
 
@@ -320,7 +358,7 @@ class Connection(asyncio.Protocol):
         if self._upgraded:
             self._upgraded.drain()
         elif self._open:
-            self._open[-1].last = True
+            self._open[-1].last = self._discarding = True
         elif not self._reading:
             self._finish()
 
@@ -329,14 +367,23 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _wants_websocket(self) -> bool:
-        return self._headers.get(b"upgrade", b"").lower() == b"websocket"
+        """It does, has no body, and no answer is due before `101`."""
+        headers = self._headers
+        return (
+            headers.get(b"upgrade", b"").lower() == b"websocket"
+            and self._method == b"GET"
+            and headers.get(b"content-length", b"0") == b"0"
+            and b"transfer-encoding" not in headers
+            and not self._open
+        )
 
     def _without_offer(self) -> bytes:
         """The head of the request, without what offers another protocol."""
-        lines = [b"%b %b HTTP/1.1" % (self._method, self._url)]
-        lines += [
-            b"%b: %b" % pair for pair in self._headers.items() if pair[0] not in (b"upgrade", b"connection")
-        ]
+        version = self._parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self._method, self._url, version)]
+        if b"close" in self._headers.get(b"connection", b"").lower():
+            lines.append(b"connection: close")
+        lines += [b"%b: %b" % pair for pair in self._headers.items() if pair[0] not in _OF_THE_OFFER]
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def _stop(self, problem: Problem) -> None:
@@ -370,14 +417,17 @@ class Connection(asyncio.Protocol):
             if waited > limits.request_seconds:
                 self._transport.abort()
         elif self._upgraded:
-            pass
+            if waited > limits.idle_seconds:
+                self._transport.abort()
+            elif waited > limits.idle_seconds / 2:
+                self._upgraded.ping()
         elif self._reading:
             if waited > limits.request_seconds:
                 words = f"the request was not complete after {limits.request_seconds:g} s: send it at once"
                 self._refuse(Problem(408, "slow-request", words))
         elif not self._open and waited > limits.idle_seconds:
             self._transport.close()
-        self._timer = self.listener.loop.call_later(limits.request_seconds, self._look)
+        self._timer = self.listener.loop.call_later(self._pause, self._look)
 
 
 def _head_too_large(limit: int) -> Problem:

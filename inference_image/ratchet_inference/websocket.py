@@ -45,7 +45,7 @@ class WebSocket:
     Args:
         transport: of the connection.
         largest: bytes of one message.
-        receive: is called with each message.
+        receive: is called with each message; each is answered by one `send`.
         closed: is called once, when no more will come.
 
     """
@@ -64,16 +64,20 @@ class WebSocket:
         self._buffer = bytearray()
         self._message = bytearray()
         self._within = False
+        self._due = 0
+        self._leaving = False
         self._ended = False
 
     def send(self, message: bytes) -> None:
-        """Sends a text message; nothing once the connection ends."""
+        """Sends a text message, the answer to one; nothing once the connection ends."""
         if not self._ended:
+            self._due -= 1
             self._frame(_TEXT, message)
+            self._leave()
 
     def data_received(self, data: bytes) -> None:
         """Takes frames, whole or in pieces."""
-        if self._ended:
+        if self._ended or self._leaving:
             return
         self._buffer += data
         while not self._ended and self._take():
@@ -85,8 +89,18 @@ class WebSocket:
         self._closed()
 
     def drain(self) -> None:
-        """Asks the client to come again elsewhere."""
-        self._end(GOING_AWAY)
+        """Asks the client to come again elsewhere, once it has its answers."""
+        self._leaving = True
+        self._leave()
+
+    def ping(self) -> None:
+        """Asks the client for a sign of life."""
+        if not self._ended:
+            self._frame(_PING, b"")
+
+    def _leave(self) -> None:
+        if self._leaving and not self._due:
+            self._end(GOING_AWAY)
 
     def _take(self) -> bool:
         """Takes one frame; False when it is not whole yet."""
@@ -121,6 +135,7 @@ class WebSocket:
                 if final:
                     whole = bytes(self._message) if self._message else payload
                     self._message.clear()
+                    self._due += 1
                     self._receive(whole)
             case 0x8:
                 return self._end(NORMAL)

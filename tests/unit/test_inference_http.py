@@ -1,18 +1,25 @@
 """The server's HTTP against clients that are slow, wrong, hostile, many, or gone."""
 
 import asyncio
+import gc
 import json
+import re
 import socket
 import ssl
 import subprocess
+import threading
 import time
+import weakref
+from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policyserver import Broken, Pair, Running, answers, policy, post, serving
+from test_inference_routing import http_answer, send_to, stand_in
 
 from ratchet.api.v1alpha1.serverstats import Route
 from ratchet.policies.serving import Decisions
@@ -37,6 +44,12 @@ def end_of(connection: socket.socket) -> bytes:
     while chunk := connection.recv(65_536):
         found += chunk
     return found
+
+
+def until(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < deadline
 
 
 def test_a_request_may_come_in_any_pieces(running: Running):
@@ -140,6 +153,126 @@ def test_no_bytes_stop_the_server(running: Running, data: bytes, cut: int):
         with suppress(ConnectionResetError):
             end_of(connection)
     assert running.request("POST", "/v1/act", GOOD)[0] == 200
+
+
+ANSWER = re.compile(rb"HTTP/1\.1 (?!100 )\d{3} ")
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[bytes, bool]:
+    """A complete request as bytes, and whether it is the last that its connection may carry."""
+    method = draw(st.sampled_from(["GET", "POST", "POST", "PUT", "HEAD", "OPTIONS", "CONNECT"]))
+    version = draw(st.sampled_from(["1.1", "1.1", "1.1", "1.0"]))
+    path = draw(st.sampled_from(["/v1/act", "/v1/episode", "/healthz", "/nothing", "/v1/policy"]))
+    lines = [f"{method} {'a:80' if method == 'CONNECT' else path} HTTP/{version}", "host: x"]
+    connection = draw(
+        st.sampled_from(["", "", "keep-alive", "close", "Upgrade", "Upgrade", "Upgrade, close"])
+    )
+    last = method == "CONNECT" or "close" in connection or (version == "1.0" and connection != "keep-alive")
+    if connection:
+        lines.append(f"connection: {connection}")
+    upgrade = draw(st.sampled_from(["", "h2c", "websocket", "WebSocket", "TLS/1.0"]))
+    if upgrade:
+        lines.append(f"upgrade: {upgrade}")
+    if draw(st.booleans()):
+        lines.append("expect: 100-continue")
+    body = draw(st.sampled_from([b"", GOOD.encode(), b"x" * 300, post(GOOD)]))
+    if method == "CONNECT":
+        body = b""
+    elif draw(st.booleans()):
+        lines.append("transfer-encoding: chunked")
+        size = draw(st.integers(1, 400))
+        extension = draw(st.sampled_from([b"", b";a=b"]))
+        chunks = [body[i : i + size] for i in range(0, len(body), size)]
+        both = b"upgrade: %b\r\nconnection: %b\r\n"
+        offers = [both % (to, how) for to in (b"h2c", b"websocket") for how in (b"Upgrade", b"close")]
+        trailers = draw(st.sampled_from([b"", b"x: y\r\n", *offers]))
+        last |= b"close" in trailers
+        body = b"".join(b"%x%b\r\n%b\r\n" % (len(chunk), extension, chunk) for chunk in chunks)
+        body += b"0\r\n%b\r\n" % trailers
+    elif body or draw(st.booleans()):
+        lines.append(f"content-length: {len(body)}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body, last
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sent=st.lists(requests(), min_size=1, max_size=5),
+    cuts=st.lists(st.integers(0, 3000), max_size=4),
+    missing=st.integers(0, 60),
+)
+def test_each_complete_request_gets_one_answer_until_the_connection_ends(
+    running: Running, sent: list[tuple[bytes, bool]], cuts: list[int], missing: int
+):
+    data = b"".join(request for request, _ in sent)
+    data = data[: len(data) - missing]
+    complete = due = 0
+    for request, last in sent:
+        complete += len(request)
+        if complete > len(data):
+            break
+        due += 1
+        if last:
+            break
+    found = b""
+    with running.connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+        with suppress(OSError):  # it has closed
+            for first, end in pairwise(edges):
+                connection.sendall(data[first:end])
+            connection.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            while chunk := connection.recv(65_536):
+                found += chunk
+    assert len(ANSWER.findall(found)) == due
+    assert running.request("POST", "/v1/act", GOOD)[0] == 200
+
+
+def test_an_offer_that_is_not_taken_is_answered_once_and_the_connection_goes_on(running: Running):
+    offer = b"connection: Upgrade\r\nupgrade: websocket\r\n"
+    asked = post(GOOD).replace(b"host: x\r\n", offer)
+    wrong = b"GET /v1/episode HTTP/1.1\r\n" + offer + b"\r\n"
+    with running.connect() as connection:
+        connection.sendall((asked + wrong) * 1000 + post(GOOD))
+        assert [status for status, _ in answers(connection, 2001)] == [200, 400] * 1000 + [200]
+
+
+def test_a_request_to_be_a_proxy_is_refused_and_the_connection_ends(running: Running):
+    with running.connect() as connection:
+        connection.sendall(b"CONNECT a:80 HTTP/1.1\r\nhost: x\r\n\r\nanything")
+        found = end_of(connection)
+    assert found.startswith(b"HTTP/1.1 405")
+    assert len(ANSWER.findall(found)) == 1
+
+
+@pytest.mark.parametrize("end", [b"0\r\nx: ", b"1;", b"0\r\n" + b"a: b\r\n"])
+def test_a_trailer_or_extension_without_end_is_refused(running: Running, end: bytes):
+    with running.connect() as connection:
+        connection.sendall(b"POST /v1/act HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n" + end)
+        with suppress(ConnectionResetError, BrokenPipeError):
+            connection.sendall((b"a" * 10 if end[-1:] != b"\n" else end[3:]) * 400_000)
+        assert end_of(connection).startswith(b"HTTP/1.1 431")
+
+
+def test_a_trailer_is_no_header():
+    with serving(Pair(policy()), token="sesame") as running, running.connect() as connection:
+        chunk = b"%x\r\n%b\r\n0\r\nauthorization: Bearer sesame\r\n\r\n" % (len(GOOD), GOOD.encode())
+        connection.sendall(b"POST /v1/act HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n" + chunk)
+        assert answers(connection, 1)[0][0] == 401
+
+
+def test_a_connection_that_is_closed_leaves_nothing_to_collect(running: Running):
+    gc.disable()
+    try:
+        with running.connect() as connection:
+            connection.sendall(post(GOOD))
+            answers(connection, 1)
+            open_ = running.call(lambda: [weakref.ref(one) for one in running.server.listener.connections])
+        assert len(open_) == 1
+        until(lambda: open_[0]() is None)
+    finally:
+        gc.enable()
 
 
 JSON = st.recursive(
@@ -335,3 +468,32 @@ def test_while_it_drains_each_answer_asks_the_client_to_go():
         draining.result(20)
     assert found.startswith(b"HTTP/1.1 200")
     assert b"connection: close" in found
+
+
+def test_a_drain_answers_those_who_came_after_all_others_had_left():
+    answer = {"id": "i", "action": 1, "logProbability": -0.5, "digest": "c" * 64, "arm": "canary",
+              "value": None, "fallback": None, "episode": None, "t": None}  # fmt: skip
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def late(_: bytes) -> bytes:
+        asked.set()
+        assert may_answer.wait(20)
+        return http_answer(answer)
+
+    with stand_in(late) as port, serving(Pair(policy()), canary_ms=20_000) as running:
+        listener = running.server.listener
+        with running.connect() as first:
+            first.sendall(post(GOOD))
+            answers(first, 1)
+            send_to(running, port, 1.0)
+            listener.draining = True  # as while the server waits for traffic to end
+        until(lambda: not listener.connections)
+        with running.connect() as second:
+            second.sendall(post(GOOD))
+            assert asked.wait(20)
+            draining = asyncio.run_coroutine_threadsafe(listener.drain(20.0), running.loop)
+            running.call(lambda: None)
+            may_answer.set()
+            found = end_of(second)
+        draining.result(20)
+    assert found.startswith(b"HTTP/1.1 200")

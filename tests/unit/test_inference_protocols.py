@@ -1,9 +1,12 @@
 """The other ways to ask: Open Inference, WebSocket, rewards, Prometheus, and the orders of an operator."""
 
+import asyncio
 import json
 import socket
 import struct
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ import pytest
 import websocket
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policyserver import SPEC, Pair, Running, policy, serving
+from policyserver import SPEC, Pair, Running, answers, policy, post, serving
 from ratchet_inference.decisions.rewards import Rewards, RewardSettings
 from ratchet_inference.residents import Residents
+from test_inference_routing import http_answer, send_to, stand_in
 
 from ratchet.api.v1alpha1.serverstats import ServerStats
 from ratchet.policies import PolicySpec, SpaceSpec, parameter_shapes
@@ -195,6 +199,75 @@ def test_a_drain_says_goodbye_to_episodes():
         connection = open_episode(running)
         running.run(running.server.drain())
         assert closing_code(connection) == 1001
+
+
+def test_a_drain_sends_the_answers_that_are_due_before_goodbye():
+    asked, may_answer = threading.Event(), threading.Event()
+    answer = {"id": "i", "action": 1, "logProbability": -0.5, "digest": "c" * 64, "arm": "canary",
+              "value": None, "fallback": None, "episode": None, "t": None}  # fmt: skip
+
+    def late(_: bytes) -> bytes:
+        asked.set()
+        assert may_answer.wait(20)
+        return http_answer(answer)
+
+    with stand_in(late) as port, serving(Pair(policy()), canary_ms=20_000) as running:
+        send_to(running, port, 1.0)
+        connection = open_episode(running)
+        connection.send(json.dumps({"observation": OBSERVATION}))
+        assert asked.wait(20)
+        draining = asyncio.run_coroutine_threadsafe(running.server.drain(), running.loop)
+        running.call(lambda: None)
+        may_answer.set()
+        assert json.loads(connection.recv())["digest"] == "c" * 64
+        assert closing_code(connection) == 1001
+        draining.result(20)
+
+
+def test_an_episode_whose_client_is_dead_ends_and_one_that_answers_pings_stays():
+    with serving(Pair(policy()), idle_seconds=1.0) as running:
+        dead, alive = open_episode(running), open_episode(running)
+        pings = 0
+        while pings < 4:
+            code, data = alive.recv_data(control_frame=True)
+            assert code == websocket.ABNF.OPCODE_PING
+            alive.pong(data)
+            pings += 1
+        with suppress(ConnectionResetError):
+            while dead.sock.recv(4096):
+                pass
+        alive.send(json.dumps({"observation": OBSERVATION}))
+        while (found := alive.recv_data(control_frame=True))[0] == websocket.ABNF.OPCODE_PING:
+            pass
+        assert json.loads(found[1])["t"] == 0
+
+
+def test_a_client_that_came_again_keeps_its_episode_when_the_old_connection_ends():
+    with serving(Pair(policy())) as running:
+        old, new = open_episode(running, "?episode=e"), open_episode(running, "?episode=e")
+        for t, connection in enumerate((old, new)):
+            connection.send(json.dumps({"observation": OBSERVATION}))
+            assert json.loads(connection.recv())["t"] == t
+        old.close()
+        while running.stats()["connections"] > 2:  # the new one, and the one that asks
+            pass
+        new.send(json.dumps({"observation": OBSERVATION}))
+        assert json.loads(new.recv())["t"] == 2
+
+
+def test_an_upgrade_needs_both_headers_and_no_answer_before_it(running: Running):
+    key = b"sec-websocket-version: 13\r\nsec-websocket-key: YWFhYWFhYWFhYWFhYWFhYQ==\r\n"
+    episode = b"GET /v1/episode HTTP/1.1\r\nupgrade: websocket\r\n" + key
+    for asked, statuses in (
+        (episode + b"\r\n" + post("{"), [400, 400]),
+        (
+            post(json.dumps({"observation": OBSERVATION})) + episode + b"connection: Upgrade\r\n\r\n",
+            [200, 400],
+        ),
+    ):
+        with running.connect() as connection:
+            connection.sendall(asked)
+            assert [status for status, _ in answers(connection, 2)] == statuses
 
 
 # Rewards, Prometheus
