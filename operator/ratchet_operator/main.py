@@ -31,7 +31,7 @@ from ratchet_operator.workqueue import Lane
 log = logging.getLogger("ratchet.main")
 
 LONGEST_SILENCE = 60.0
-LOST_LEASE = 1
+ENDED_ITSELF = 1  # a kubelet starts it again whatever the code, and people look at it
 BAD_SETTINGS = 78
 
 
@@ -45,6 +45,7 @@ class Operator:
         self._round_trip = RoundTrip(api, settings.pod_namespace, settings.pod_name)
         self._stop = asyncio.Event()
         self._leading: asyncio.Task[None] | None = None
+        self._broke = False
         self.controller = Controller(settings, api)
 
     def trouble(self) -> str | None:
@@ -61,7 +62,7 @@ class Operator:
         return None
 
     async def run(self) -> int:
-        """Run until a signal or the loss of the Lease; returns the exit code."""
+        """Run until a signal, the loss of the Lease or trouble; the exit code is 0 after a signal alone."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
@@ -97,10 +98,10 @@ class Operator:
             for task in done:
                 if task.exception() is not None:
                     log.error("broke", extra={"task": task.get_name(), "error": repr(task.exception())})
-                    return LOST_LEASE
+                    return ENDED_ITSELF
             if stopped:
                 await self._lock.release()
-            return 0 if stopped else LOST_LEASE
+            return 0 if stopped and not self._broke else ENDED_ITSELF
 
     async def _lost(self) -> None:
         log.error("the Lease is lost; another operator may lead")
@@ -127,13 +128,15 @@ class Operator:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in tasks:
                     task.cancel()
+            self._stop.set()  # the watches have heard a signal
         except* asyncio.CancelledError:
             raise
         except* Exception as errors:
             log.exception("leading broke", extra={"errors": repr(errors.exceptions)})
+            self._broke = True
+            self._stop.set()
         finally:
             LEADER.set(0)
-            self._stop.set()
 
     async def _wait_for_crds(self) -> None:
         while True:

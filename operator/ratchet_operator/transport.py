@@ -120,7 +120,12 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
 
 
 async def run(settings: Settings, feed: Feed, configuration: Configuration) -> None:
-    """Watch until a signal comes or a watch breaks for good."""
+    """Watch until a signal comes.
+
+    Raises:
+        Exception: whatever kopf gave up on: a watch that broke for good, a discovery that it can't read.
+
+    """
     await kopf.operator(
         registry=registry(settings, feed, configuration),
         settings=kopf_settings(settings),

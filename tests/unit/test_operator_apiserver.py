@@ -34,6 +34,7 @@ from ratchet_operator.kinds import (
     uid_of,
 )
 from ratchet_operator.leader import LEASE_NAME, Lock
+from ratchet_operator.main import Operator
 from ratchet_operator.observe import Observer, SecretSightings
 from ratchet_operator.plan import ABSENT, Apply, CreateRedisSecret, Delete, Occurrence, Plan
 from ratchet_operator.settings import Installation, Settings
@@ -603,3 +604,20 @@ def test_the_bucket_lets_a_burst_through_and_then_keeps_the_rate():
     assert [bucket.reserve() for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.2])
     now[0] = 10
     assert bucket.reserve() == 0
+
+
+def test_an_operator_whose_leading_breaks_says_so_by_its_exit_code_and_gives_the_lease_back():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        fake.lists = True
+        crds = [{"name": kind.plural} for kind in (TRAINING_JOB, ROLLOUT_POOL)]
+        fake.objects["/apis/ratchet.dev/v1alpha1"] = {"resources": crds}
+        fake.objects["/apis"] = {"groups": "no list of groups"}  # kopf can't go on with that
+        lease = LEASE.path("team", LEASE_NAME)
+        fake.fail["GET", lease] = [(404, "not found")]
+        settings = Settings(pod_namespace="team", pod_name="one", port=0, nodes_visible=False)
+
+        assert await Operator(settings, api).run() != 0
+
+        assert fake.objects[lease]["spec"]["holderIdentity"] == ""
+
+    against(scenario)
