@@ -6,7 +6,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ratchet.client.base import ClientBase
+from ratchet.client.base import ClientBase, of_one
 from ratchet.client.contract import (
     Action,
     act_body,
@@ -46,7 +46,7 @@ class AsyncClient(ClientBase["_Connection"]):
         try:
             body = act_body(observation, id_, episode, mask, deterministic, temperature, seed)
             return await self._ask(
-                "/v1/act", body, self._timeout, episode, lambda answer: read_action(answer, id_)
+                "/v1/act", body, self._timeout, of_one(episode), lambda answer: read_action(answer, id_)
             )
         except PolicyError as error:
             return self.instead(error, observation, mask, id_)
@@ -64,9 +64,14 @@ class AsyncClient(ClientBase["_Connection"]):
         """As `Client.act_batch`."""
         ids = [self.names.next() for _ in observations]
         try:
+            named = () if episodes is None else episodes
             body = batch_body(observations, ids, episodes, masks, deterministic, temperature, seed)
             return await self._ask(
-                "/v1/act", body, self._timeout, None, lambda answer: read_batch(answer, ids)
+                "/v1/act",
+                body,
+                self._timeout,
+                () if episodes is None else episodes,
+                lambda answer: read_batch(answer, ids),
             )
         except PolicyError as error:
             return [
@@ -83,11 +88,11 @@ class AsyncClient(ClientBase["_Connection"]):
         length: int | None = None,
     ) -> bool:
         """As `Client.reward`."""
-        return await self._send(reward_body(reward, id, episode, length), episode)
+        return await self._send(reward_body(reward, id, episode, length), of_one(episode))
 
     async def rewards(self, rewards: Sequence[dict[str, Any]]) -> bool:
         """As `Client.rewards`."""
-        return await self._send({"rewards": rewards}, None)
+        return await self._send({"rewards": rewards}, ())
 
     async def close(self) -> None:
         """Closes the connections that wait for the next request."""
@@ -106,9 +111,9 @@ class AsyncClient(ClientBase["_Connection"]):
         """As `Client.attempt`; the deadline cancels `once`."""
         return await self._try(self._timeout, once)
 
-    async def _send(self, body: dict[str, Any], episode: str | None) -> bool:
+    async def _send(self, body: dict[str, Any], episodes: Sequence[str]) -> bool:
         try:
-            await self._ask("/v1/reward", encode(body), self._reward_timeout, episode, read_json)
+            await self._ask("/v1/reward", encode(body), self._reward_timeout, episodes, read_json)
         except PolicyError as error:
             self._failed(error, "a reward is lost")
             self.counts["lost rewards"] += 1
@@ -116,13 +121,13 @@ class AsyncClient(ClientBase["_Connection"]):
         return True
 
     async def _ask(
-        self, path: str, body: bytes, seconds: float, episode: str | None, read: Callable[[Answer], T]
+        self, path: str, body: bytes, seconds: float, episodes: Sequence[str], read: Callable[[Answer], T]
     ) -> T:
         request = self.endpoint.post(path, body)
 
         async def once() -> T:
             async with self._room:
-                return read(good(await self._exchange(request, episode)))
+                return read(good(await self._exchange(request, episodes)))
 
         return await self._try(seconds, once)
 
@@ -148,18 +153,18 @@ class AsyncClient(ClientBase["_Connection"]):
             attempt += 1
             self.counts["retries"] += 1
 
-    async def _exchange(self, request: bytes, episode: str | None) -> Answer:
-        connection = self._pool.take(episode)
+    async def _exchange(self, request: bytes, episodes: Sequence[str]) -> Answer:
+        connection = self._pool.take(episodes)
         while connection is not None and not connection.open:
             connection = self._pool.take()
         if connection is not None:
             try:
-                return await self._over(connection, request, episode)
+                return await self._over(connection, request, episodes)
             except Unreachable:
                 # The server closed it while it was idle, which says nothing of the server.
                 if connection.begun:
                     raise
-        return await self._over(await self._connect(), request, episode)
+        return await self._over(await self._connect(), request, episodes)
 
     async def _connect(self) -> "_Connection":
         endpoint = self.endpoint
@@ -173,14 +178,14 @@ class AsyncClient(ClientBase["_Connection"]):
             raise Unreachable(f"no connection to {endpoint}: {error}") from error
         return connection
 
-    async def _over(self, connection: "_Connection", request: bytes, episode: str | None) -> Answer:
+    async def _over(self, connection: "_Connection", request: bytes, episodes: Sequence[str]) -> Answer:
         try:
             answer = await connection.exchange(request)
         except BaseException:
             connection.close()
             raise
         if answer.reusable and connection.open:
-            self._pool.give(connection, episode)
+            self._pool.give(connection, episodes)
         else:
             connection.close()
         return answer

@@ -4,6 +4,8 @@ import logging
 import ssl
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -15,7 +17,7 @@ log = logging.getLogger("ratchet.client")
 
 TIMEOUT = 0.1
 REWARD_TIMEOUT = 5.0
-# An episode returns to the connection it used last, so that one server sees the whole of it.
+# An episode returns to the connection it used last, if that is free; the episodes used last are known.
 PINS = 4096
 WARN_SECONDS = 1.0
 USUAL = Retries()
@@ -79,23 +81,33 @@ class Pool(Generic[C]):
     def __len__(self) -> int:
         return len(self._idle)
 
-    def take(self, episode: str | None = None) -> C | None:
-        """The connection that the episode used last, else the one that was used last."""
-        pinned = self._pins.get(episode) if episode is not None else None
-        if pinned is not None and self._idle.pop(pinned, None) is not None:
-            return pinned
+    def take(self, episodes: Sequence[str] = ()) -> C | None:
+        """A connection that one of the episodes used last, of the first that has one, else any."""
+        for episode in episodes:
+            pinned = self._pins.get(episode)
+            if pinned is not None and self._idle.pop(pinned, None) is not None:
+                return pinned
         try:
             return self._idle.popitem()[0]
         except KeyError:
             return None
 
-    def give(self, connection: C, episode: str | None) -> None:
-        """Takes a connection back."""
-        if episode is not None:
-            if len(self._pins) >= PINS:
-                self._pins.clear()
-            self._pins[episode] = connection
+    def give(self, connection: C, episodes: Sequence[str]) -> None:
+        """Takes a connection back, to which these episodes return."""
+        pins = self._pins
+        for episode in episodes:
+            pins.pop(episode, None)
+            pins[episode] = connection
+            if len(pins) > PINS:
+                # Another thread may have changed them meanwhile: the next call forgets one too.
+                with suppress(RuntimeError, StopIteration):
+                    pins.pop(next(iter(pins)), None)
         self._idle[connection] = connection
+
+
+def of_one(episode: str | None) -> Sequence[str]:
+    """The episodes of a request for one."""
+    return () if episode is None else (episode,)
 
 
 class ClientBase(Generic[C]):
@@ -111,7 +123,7 @@ class ClientBase(Generic[C]):
         token: bearer token.
         tls: for https; load a client certificate into it for mTLS.
         retries: how requests are tried again. A decision that is asked for again keeps its id, and a reward
-            that arrives twice counts once, so this is always safe.
+            that arrives twice counts once.
         connections: kept for the next request; an AsyncClient opens no more, and who finds none free waits
             for one within the timeout.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ratchet.client.base import ClientBase, Endpoint
+from ratchet.client.base import ClientBase, Endpoint, of_one
 from ratchet.client.contract import (
     Action,
     act_body,
@@ -56,7 +56,9 @@ class Client(ClientBase["_Connection"]):
         id_ = self.names.next()
         try:
             body = act_body(observation, id_, episode, mask, deterministic, temperature, seed)
-            return self._ask("/v1/act", body, self._timeout, episode, lambda answer: read_action(answer, id_))
+            return self._ask(
+                "/v1/act", body, self._timeout, of_one(episode), lambda answer: read_action(answer, id_)
+            )
         except PolicyError as error:
             return self.instead(error, observation, mask, id_)
 
@@ -73,8 +75,15 @@ class Client(ClientBase["_Connection"]):
         """One action for each of several observations, in one request; arguments and errors as `act`."""
         ids = [self.names.next() for _ in observations]
         try:
+            named = () if episodes is None else episodes
             body = batch_body(observations, ids, episodes, masks, deterministic, temperature, seed)
-            return self._ask("/v1/act", body, self._timeout, None, lambda answer: read_batch(answer, ids))
+            return self._ask(
+                "/v1/act",
+                body,
+                self._timeout,
+                () if episodes is None else episodes,
+                lambda answer: read_batch(answer, ids),
+            )
         except PolicyError as error:
             return [
                 self.instead(error, observation, None if masks is None else masks[i], ids[i])
@@ -96,11 +105,11 @@ class Client(ClientBase["_Connection"]):
             TypeError: it is for both or for neither.
 
         """
-        return self._send(reward_body(reward, id, episode, length), episode)
+        return self._send(reward_body(reward, id, episode, length), of_one(episode))
 
     def rewards(self, rewards: Sequence[dict[str, Any]]) -> bool:
         """Several at once: `{"id", "reward"}` or `{"episode", "return", "length"}`; as `reward`."""
-        return self._send({"rewards": rewards}, None)
+        return self._send({"rewards": rewards}, ())
 
     def close(self) -> None:
         """Closes the connections that wait for the next request."""
@@ -124,9 +133,9 @@ class Client(ClientBase["_Connection"]):
         """
         return self._try(self._timeout, once)
 
-    def _send(self, body: dict[str, Any], episode: str | None) -> bool:
+    def _send(self, body: dict[str, Any], episodes: Sequence[str]) -> bool:
         try:
-            self._ask("/v1/reward", encode(body), self._reward_timeout, episode, read_json)
+            self._ask("/v1/reward", encode(body), self._reward_timeout, episodes, read_json)
         except PolicyError as error:
             self._failed(error, "a reward is lost")
             self.counts["lost rewards"] += 1
@@ -134,10 +143,10 @@ class Client(ClientBase["_Connection"]):
         return True
 
     def _ask(
-        self, path: str, body: bytes, seconds: float, episode: str | None, read: Callable[[Answer], T]
+        self, path: str, body: bytes, seconds: float, episodes: Sequence[str], read: Callable[[Answer], T]
     ) -> T:
         request = self.endpoint.post(path, body)
-        return self._try(seconds, lambda deadline: read(good(self._exchange(request, deadline, episode))))
+        return self._try(seconds, lambda deadline: read(good(self._exchange(request, deadline, episodes))))
 
     def _try(self, seconds: float, once: Callable[[float], T]) -> T:
         """Calls `once` with the deadline until it has an answer, or there is none to be had."""
@@ -157,23 +166,23 @@ class Client(ClientBase["_Connection"]):
             attempt += 1
             self.counts["retries"] += 1
 
-    def _exchange(self, request: bytes, deadline: float, episode: str | None) -> Answer:
-        connection = self._pool.take(episode)
+    def _exchange(self, request: bytes, deadline: float, episodes: Sequence[str]) -> Answer:
+        connection = self._pool.take(episodes)
         if connection is not None:
             try:
-                return self._over(connection, request, deadline, episode)
+                return self._over(connection, request, deadline, episodes)
             except Unreachable:
                 # The server closed it while it was idle, which says nothing of the server.
                 if connection.begun:
                     raise
-        return self._over(_Connection(self.endpoint, deadline), request, deadline, episode)
+        return self._over(_Connection(self.endpoint, deadline), request, deadline, episodes)
 
     def _over(
-        self, connection: "_Connection", request: bytes, deadline: float, episode: str | None
+        self, connection: "_Connection", request: bytes, deadline: float, episodes: Sequence[str]
     ) -> Answer:
         answer = connection.exchange(request, deadline)
         if answer.reusable and len(self._pool) < self._connections:
-            self._pool.give(connection, episode)
+            self._pool.give(connection, episodes)
         else:
             connection.close()
         return answer

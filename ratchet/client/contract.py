@@ -179,9 +179,8 @@ def _check(action: Any, id_: str) -> None:
         raise BadAnswer("the answer is to another request")
     if not (
         _numbers(action.action)
-        and isinstance(action.log_probability, (int, float))
-        and isfinite(action.log_probability)
-        and (action.value is None or isinstance(action.value, (int, float)))
+        and _finite(action.log_probability)
+        and (action.value is None or _finite(action.value))
         and isinstance(action.digest, str)
         and isinstance(action.arm, str)
         and (action.fallback is None or isinstance(action.fallback, str))
@@ -193,7 +192,14 @@ def _numbers(value: Any) -> bool:
     if isinstance(value, list):
         rows = cast("list[Any]", value)
         return bool(rows) and all(map(_numbers, rows))
-    return isinstance(value, (int, float)) and isfinite(value)
+    return _finite(value)
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return isinstance(value, (int, float)) and isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def safe_action(fallback: Fallback, observation: Any, mask: Any) -> Any:

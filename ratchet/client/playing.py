@@ -130,8 +130,8 @@ def play_vector(
         actions = np.array(idle)
         for i in np.flatnonzero(left == 0):
             # It has played its share and is stepped along, by what its mask allows.
-            if masks[i] is not None and hasattr(space, "n"):
-                actions[i] = space.start + int(np.argmax(masks[i]))
+            if masks[i] is not None:
+                actions[i] = _first_allowed(space, masks[i])
         if len(asking):
             names = [f"{start}-{i}-{number[i]}" for i in asking]
             allowed = [masks[i] for i in asking]
@@ -165,6 +165,17 @@ def play_vector(
 def _one(space: Any, action: Any) -> Any:
     """An action as its space has it: a number where the shape is (), for environments that index with it."""
     return action if space.shape == () else np.asarray(action, space.dtype)
+
+
+def _first_allowed(space: Any, mask: Any) -> Any:
+    """An action that the mask allows: its entries are the values of each component, one after the other."""
+    if hasattr(space, "nvec"):
+        components = np.split(np.asarray(mask), np.cumsum(space.nvec)[:-1])
+        first = [int(np.argmax(allowed)) for allowed in components]
+        return space.start + np.reshape(first, space.shape)
+    if hasattr(space, "start"):
+        return space.start + int(np.argmax(mask))
+    return np.zeros(space.shape, space.dtype)  # MultiBinary: a mask never forbids 0
 
 
 def _learn(masks: list[Any], info: dict[str, Any]) -> None:

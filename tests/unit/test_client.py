@@ -32,6 +32,7 @@ from ratchet.client import (
     Retries,
     TimedOut,
     Unreachable,
+    base,
 )
 from ratchet.client.http import Reading
 from ratchet.client.retrying import Budget
@@ -239,6 +240,44 @@ def test_an_episode_returns_to_its_connection():
     assert used["a"] != used["b"]
 
 
+def two_connections(server: ScriptedServer, client: Client) -> dict[str, int]:
+    """Uses two connections at once, for the episodes a and b. Which of them has which."""
+    gate = threading.Event()
+    server.script = [Step(GOOD.answer, gate=gate), Step(GOOD.answer, gate=gate)]
+    with ThreadPoolExecutor(2) as threads:
+        first = [threads.submit(client.act, [0], episode=name) for name in "ab"]
+        until(lambda: len(server.requests) == 2)
+        gate.set()
+        for one in first:
+            one.result()
+    return {request.body["episode"]: request.connection for request in server.requests}
+
+
+def test_a_batch_returns_to_the_connection_of_its_episodes():
+    with ScriptedServer() as server, Client(server.url, strict=True, timeout=PATIENT) as client:
+        of = two_connections(server, client)
+        client.act_batch([[0], [0]], episodes=["new", "a"])
+        client.act([0], episode="b")
+        client.act([0], episode="new")
+        client.act_batch([[0], [0]], episodes=["newer", "b"])
+        client.act([0], episode="new")
+        client.act_batch([[0]], episodes=["newer"])
+    found = [request.connection for request in server.requests[2:]]
+    assert found == [of[name] for name in ("a", "b", "a", "b", "a", "b")]
+
+
+def test_of_many_episodes_only_the_one_used_longest_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(base, "PINS", 3)
+    with ScriptedServer() as server, Client(server.url, strict=True, timeout=PATIENT) as client:
+        of = two_connections(server, client)
+        for name in "cde":
+            # A new episode takes the connection that was used last, which is not the one of a.
+            for each in ("b", name, "a"):
+                client.act([0], episode=each)
+        used = {request.connection for request in server.requests if request.body["episode"] == "a"}
+    assert used == {of["a"]}
+
+
 def test_threads_share_a_client():
     with (
         ScriptedServer() as server,
@@ -315,6 +354,9 @@ TROUBLES: dict[str, tuple[Step, type[PolicyError]]] = {
     "NaN": (said(b'{"action": NaN}'), BadAnswer),
     "NaN inside": (Step(lambda body: response(200, decided(body, action=[1.0, math.nan]))), BadAnswer),
     "huge number": (Step(lambda body: response(200, huge(body))), BadAnswer),
+    "huge integer": (changed(action=10**400), BadAnswer),
+    "huge probability": (changed(logProbability=-(10**400)), BadAnswer),
+    "huge value": (changed(value=10**400), BadAnswer),
     "of another": (changed(id="another"), BadAnswer),
     "no action": (changed(action=None), BadAnswer),
     "text": (changed(action="left"), BadAnswer),

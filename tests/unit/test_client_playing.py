@@ -114,6 +114,38 @@ def test_copies_play_their_share_in_every_way_to_reset(mode: AutoresetMode):
     assert sorted(zip(played.returns, played.lengths, strict=True)) == returns(server)
 
 
+class Components(Counting):
+    """As `Counting`, with actions of two components, of which the mask allows one value each."""
+
+    def __init__(self, first: int = 0) -> None:
+        super().__init__(first)
+        self.action_space = gymnasium.spaces.MultiDiscrete([3, 2], start=[0, 5])
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, Any]:
+        assert action[1] == 5 + self._t % 2, "the mask did not allow it"
+        return super().step(action[0])
+
+    def _seen(self) -> tuple[Any, Any]:
+        observation, info = super()._seen()
+        return observation, {"action_mask": np.append(info["action_mask"], np.arange(2) == self._t % 2)}
+
+
+def test_a_copy_that_has_played_its_share_keeps_to_the_mask_of_each_component():
+    def obey(body: dict[str, Any]) -> bytes:
+        if "observations" not in body:
+            return response(202, {"accepted": 1})
+        masks = body["masks"]
+        return response(
+            200, decided(body, actions=[[m[:3].index(True), 5 + m[3:].index(True)] for m in masks])
+        )
+
+    envs = gymnasium.vector.SyncVectorEnv([lambda i=i: Components(i) for i in (1, 2)])
+    with ScriptedServer(*[Step(obey)] * 100) as server, asking(server) as client:
+        # One copy plays five steps, the other one, and then is stepped along.
+        played = play_vector(envs, client, 2)
+    assert sorted(played.lengths) == [1, 5]
+
+
 def test_actions_of_a_box_and_seeds():
     def middle(body: dict[str, Any]) -> bytes:
         return response(200, decided(body, action=[0.5])) if "observation" in body else obedient(body)
