@@ -67,11 +67,7 @@ class AsyncClient(ClientBase["_Connection"]):
             named = () if episodes is None else episodes
             body = batch_body(observations, ids, episodes, masks, deterministic, temperature, seed)
             return await self._ask(
-                "/v1/act",
-                body,
-                self._timeout,
-                () if episodes is None else episodes,
-                lambda answer: read_batch(answer, ids),
+                "/v1/act", body, self._timeout, named, lambda answer: read_batch(answer, ids)
             )
         except PolicyError as error:
             return [

@@ -77,13 +77,7 @@ class Client(ClientBase["_Connection"]):
         try:
             named = () if episodes is None else episodes
             body = batch_body(observations, ids, episodes, masks, deterministic, temperature, seed)
-            return self._ask(
-                "/v1/act",
-                body,
-                self._timeout,
-                () if episodes is None else episodes,
-                lambda answer: read_batch(answer, ids),
-            )
+            return self._ask("/v1/act", body, self._timeout, named, lambda answer: read_batch(answer, ids))
         except PolicyError as error:
             return [
                 self.instead(error, observation, None if masks is None else masks[i], ids[i])
