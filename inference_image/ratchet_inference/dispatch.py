@@ -73,7 +73,8 @@ class Dispatch:
         """Takes a new route at once; questions on their way end as they began.
 
         Raises:
-            Problem: it is older than the one in force, or another one of the same generation.
+            Problem: it is older than the one in force, or another one of the same generation, or its canary
+                has no address.
 
         """
         before = self.route
@@ -82,13 +83,12 @@ class Dispatch:
         ):
             words = f"the route in force has generation {before.generation}: send a larger one"
             raise Problem(409, "old-route", words)
+        if route.canary != before.canary:
+            hop, self._hop = self._hop, self._way_to(route.canary)
+            if hop:
+                hop.close()
         if route.canary != before.canary or route.digest != before.digest:
             self.breaker = Breaker()
-        if self._hop and self._hop.url != route.canary:
-            self._hop.close()
-            self._hop = None
-        if route.canary and self._hop is None:
-            self._hop = Hop(route.canary, self._forwarding.token, self._forwarding.most, self._forwarding.tls)
         self.route = route
 
     def ask(self, question: Question) -> None:
@@ -113,6 +113,14 @@ class Dispatch:
             self._forward(question, fitting)
         else:
             self._split(question, theirs, fitting)
+
+    def _way_to(self, canary: str | None) -> Hop | None:
+        forwarding = self._forwarding
+        try:
+            return Hop(canary, forwarding.token, forwarding.most, forwarding.tls) if canary else None
+        except ValueError as error:
+            words = f"canary is no http://host:port: {error}"
+            raise bad_request("bad-field", words) from error
 
     def _theirs(self, question: Question, route: Route) -> list[int]:
         """The rows that are the canary's."""

@@ -379,6 +379,17 @@ def test_a_recurrent_canary_remembers_for_itself():
     assert len(set(found)) == 3
 
 
+@pytest.mark.parametrize("canary", ["http://h:abc", "http://h:70000", "http://[h"])
+def test_a_route_to_no_address_is_refused_and_the_one_before_goes_on(canary: str):
+    with two_servers(admin_token="boss", canary_ms=5000) as (stable, other):
+        send_to(stable, other.port, 1.0)
+        order = {"generation": 2, "canary": canary, "weight": 1.0}
+        status, answer = stable.request("PUT", "/v1/route", order, {"authorization": "Bearer boss"})
+        assert (status, answer["error"]["code"]) == (400, "bad-field")
+        assert stable.request("GET", "/v1/route")[1]["generation"] == 1
+        assert stable.act(observation=OBSERVATION)[1]["digest"] == "c" * 64
+
+
 def test_an_older_route_is_refused():
     with serving(Pair(policy()), admin_token="boss") as running:
         boss = {"authorization": "Bearer boss"}
