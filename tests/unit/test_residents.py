@@ -1,6 +1,8 @@
 """A server's policies: from anywhere, refused when wrong, kept while the bucket is gone, swapped at once."""
 
 import asyncio
+import errno
+import os
 import secrets
 import threading
 from collections.abc import Callable
@@ -276,6 +278,20 @@ def test_a_disk_that_takes_nothing_does_not_keep_a_policy_from_being_served(buck
     bucket.upload(artifact())
     (tmp_path / "file").touch()
     assert load(residents(bucket, tmp_path / "file"), bucket.uri).digest == artifact().digest
+
+
+def test_a_cache_that_can_only_be_read_is_served(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bucket.upload(artifact())
+    load(residents(bucket, tmp_path), bucket.uri)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert load(gone(tmp_path), bucket.uri).digest == artifact().digest
+    assert (tmp_path / artifact().digest).is_dir()
 
 
 def test_the_cache_forgets_what_was_used_longest_ago_but_not_what_is_needed(tmp_path: Path):

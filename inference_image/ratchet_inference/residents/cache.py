@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ratchet.policies.artifact import Artifact, read_folder, write_folder
@@ -45,11 +46,12 @@ class PolicyCache:
         folder = self._folder / found
         try:
             artifact = read_folder(folder, found)
-            os.utime(folder)
         except (ArtifactError, OSError) as error:
             log.warning("a kept policy is of no use", extra={"fields": {"digest": found, "why": str(error)}})
             shutil.rmtree(folder, ignore_errors=True)
             return None
+        with suppress(OSError):  # a disk that can only be read
+            os.utime(folder)
         return artifact
 
     def keep(self, artifact: Artifact, source: str, digest: str | None, needed: Collection[str]) -> None:
