@@ -10,10 +10,23 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from ratchet.api.v1alpha1.training import S3
+from ratchet_inference.decisions.rewards import LARGEST_REWARD
 
 
 def _choice(default: Any, help_: str) -> Any:
     return field(default=default, metadata={"help": help_})
+
+
+_COUNTS = (
+    "max_batch",
+    "max_observations",
+    "canary_requests",
+    "max_body_bytes",
+    "max_connections",
+    "max_sessions",
+)
+_AMOUNTS = ("response_cache", "max_delay_ms", "drain_delay_seconds", "drain_seconds")
+_DURATIONS = ("canary_ms", "session_seconds", "request_seconds", "idle_seconds", "reward_seconds")
 
 
 class WrongSettings(ValueError):  # noqa: N818 - settings that are wrong
@@ -98,11 +111,33 @@ class Settings:
             if file:
                 values[which] = _token(Path(file))
         settings = cls(**values)
+        settings._check_ranges()
         if settings.tls_client_ca and not settings.tls_cert:
             raise WrongSettings("--tls-client-ca needs --tls-cert and --tls-key too")
         if bool(settings.tls_cert) != bool(settings.tls_key):
             raise WrongSettings("--tls-cert and --tls-key go together")
         return settings
+
+    def _check_ranges(self) -> None:
+        for names, least in ((_COUNTS, 1), (_AMOUNTS, 0)):
+            for name in names:
+                value = getattr(self, name)
+                if not least <= value < float("inf"):
+                    flag = "--" + name.replace("_", "-")
+                    raise WrongSettings(f"{flag} is {value:g}: write a number from {least}")
+        for name in _DURATIONS:
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                flag = "--" + name.replace("_", "-")
+                raise WrongSettings(f"{flag} is {value:g}: write a number larger than 0")
+        for name in ("port", "operations_port"):
+            if not 0 <= getattr(self, name) <= 65_535:
+                flag = "--" + name.replace("_", "-")
+                raise WrongSettings(f"{flag} is {getattr(self, name)}: write a port from 0 to 65535")
+        if self.default is not None and not abs(self.default) <= LARGEST_REWARD:
+            raise WrongSettings(
+                f"--default-reward is {self.default_reward}: write a number from -1e100 to 1e100"
+            )
 
     @property
     def default(self) -> float | None:

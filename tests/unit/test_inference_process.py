@@ -284,8 +284,19 @@ def test_settings_come_from_flags_then_variables_then_defaults(tmp_path: Path):
         {"RATCHET_TOKEN_FILE": "/nowhere/token"},
         {"RATCHET_TLS_CERT": "cert.pem"},
         {"RATCHET_TLS_CLIENT_CA": "ca.pem"},
+        {"RATCHET_MAX_BATCH": "0"},
+        {"RATCHET_MAX_SESSIONS": "0"},
+        {"RATCHET_PORT": "70000"},
+        {"RATCHET_CANARY_MS": "0"},
+        {"RATCHET_MAX_DELAY_MS": "-1"},
+        {"RATCHET_IDLE_SECONDS": "nan"},
+        {"RATCHET_DRAIN_SECONDS": "inf"},
+        {"RATCHET_DEFAULT_REWARD": "nan"},
+        {"RATCHET_DEFAULT_REWARD": "1e101"},
+        {"RATCHET_DEFAULT_REWARD": "much"},
     ],
+    ids=str,
 )
-def test_settings_that_cannot_work_are_refused(environment: dict[str, str]):
-    with pytest.raises(WrongSettings):
+def test_settings_that_cannot_work_are_refused_with_what_to_write(environment: dict[str, str]):
+    with pytest.raises(WrongSettings, match=r"write|must be|needs|go together|can't be read"):
         Settings.read([], environment)

@@ -8,7 +8,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from math import isfinite
 from typing import Any, Generic, TypeVar, cast
 
 from ratchet.decisions.records import Decision, Reward
@@ -19,6 +18,8 @@ LONGEST_NAME = 256
 # Waits that end in one call at most, so that an answer never waits for many of them.
 ENDED_AT_ONCE = 1_000
 SOMETIMES = 64
+# Sums of squares of larger numbers would leave what a float holds.
+LARGEST_REWARD = 1e100
 
 T = TypeVar("T")
 
@@ -284,20 +285,13 @@ def _one(row: object, where: str) -> tuple[bool, str, float, int | None]:
         raise _unclear(f"{where}id or episode must be text of 1 to {LONGEST_NAME} characters")
     if not fields.keys() <= known:
         raise _unclear(f"{where}unknown field {', '.join(sorted(fields.keys() - known))[:200]}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value):
-        raise _unclear(f"{where}{number} must be a finite number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST_REWARD:
+        raise _unclear(f"{where}{number} must be a finite number from -1e100 to 1e100")
     if length is None:
         return by_id, name, float(value), None
     if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length < 1 << 31:
         raise _unclear(f"{where}length must be a count of steps")
     return by_id, name, float(value), length
-
-
-def _finite(value: float) -> bool:
-    try:
-        return isfinite(value)
-    except OverflowError:  # an integer that no float holds
-        return False
 
 
 def _unclear(what: str) -> Problem:
