@@ -1,7 +1,6 @@
 """What an operator may change while the server runs: the policy, and the route to a canary."""
 
 import asyncio
-import gc
 import logging
 from collections.abc import Callable, Coroutine
 from time import perf_counter
@@ -70,8 +69,12 @@ class Admin:
 
         self._later(exchange, answer)
 
-    async def swap(self, request: PolicyRequest) -> float:
+    async def swap(self, request: PolicyRequest, *, first: bool = False) -> float:
         """Lets another policy answer; the seconds that the swap itself took.
+
+        Args:
+            request: what to load.
+            first: only if none answers once it is loaded.
 
         Raises:
             Problem: it cannot be served.
@@ -83,11 +86,10 @@ class Admin:
             raise Problem(503, "artifact-unavailable", str(error)) from error
         except ArtifactError as error:
             raise Problem(422, "bad-artifact", str(error)) from error
-        # What was loaded stays: the collector need not look at it again, which would delay answers.
-        gc.collect()
-        gc.freeze()
         began = perf_counter()
         current = self._residents.current
+        if first and current:
+            return 0.0
         spec = policy.spec
         if current and (spec.observation, spec.action) != (current.spec.observation, current.spec.action):
             words = "it observes or acts in other spaces than the policy it would replace: start a new server"

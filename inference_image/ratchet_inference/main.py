@@ -1,6 +1,7 @@
 """`ratchet-inference`: one policy server process, configured by flags and RATCHET_… variables."""
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -54,6 +55,8 @@ def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 async def _serve(settings: Settings) -> None:
+    # Modules stay: the collector, which delays answers, need not look at them again.
+    gc.freeze()
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
@@ -115,7 +118,8 @@ async def _load(settings: Settings, server: PolicyServer) -> None:
     pause = FIRST_PAUSE
     while server.residents.current is None:
         try:
-            await server.admin.swap(PolicyRequest(source=settings.policy, digest=settings.digest or None))
+            request = PolicyRequest(source=settings.policy, digest=settings.digest or None)
+            await server.admin.swap(request, first=True)
         except Problem as problem:
             if problem.code != "artifact-unavailable" or not in_bucket(settings.policy):
                 raise

@@ -1,6 +1,7 @@
 """The other ways to ask: Open Inference, WebSocket, rewards, Prometheus, and the orders of an operator."""
 
 import asyncio
+import gc
 import json
 import socket
 import struct
@@ -16,6 +17,7 @@ import websocket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policyserver import SPEC, Pair, Running, answers, policy, post, serving
+from ratchet_inference.admin import PolicyRequest
 from ratchet_inference.decisions.rewards import Rewards, RewardSettings
 from ratchet_inference.residents import Residents
 from test_inference_routing import http_answer, send_to, stand_in
@@ -286,6 +288,19 @@ def test_rewards_find_their_episode_and_show_in_the_stats():
     assert (stats.episodes[0]["arm"], stats.episodes[0]["mean"]) == ("stable", 3.0)
 
 
+@pytest.mark.parametrize("huge", [1e308, -1e308, 1.1e100, 10**18 * 10**90])
+def test_a_return_that_sums_cannot_hold_is_refused(huge: float):
+    rewards = Rewards(None, RewardSettings(), time.time)
+    with serving(Pair(policy()), rewards=rewards) as running:
+        running.act(observation=OBSERVATION, episode="e")
+        status, answer = running.request("POST", "/v1/reward", {"episode": "e", "return": huge})
+        assert (status, "-1e100 to 1e100" in answer["error"]["message"]) == (400, True)
+        for value in (1e100, -1e100):
+            running.act(observation=OBSERVATION, episode=str(value))
+            assert running.request("POST", "/v1/reward", {"episode": str(value), "return": value})[0] == 202
+        assert running.stats()["episodes"][0]["m2"] == 2e200
+
+
 def test_metrics_are_the_numbers_of_the_stats():
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -318,6 +333,42 @@ def folder_of(path: Path, seed: int, spec: PolicySpec = SPEC) -> tuple[str, str]
     artifact = make(spec, parameters, np.zeros((0, *spec.observation.shape), np.float32), PolicyLineage())
     write_folder(artifact, path)
     return str(path), artifact.digest
+
+
+def test_a_swap_collects_nothing_on_the_way_of_answers(tmp_path: Path):
+    collected: list[str] = []
+
+    def collecting(phase: str, _info: object) -> None:
+        collected.append(phase)
+
+    with serving(Residents(), admin_token="boss") as running:
+        gc.disable()
+        gc.callbacks.append(collecting)
+        frozen = gc.get_freeze_count()
+        try:
+            source, _ = folder_of(tmp_path / "one", 1)
+            assert running.request("PUT", "/v1/policy", {"source": source}, BOSS)[0] == 200
+        finally:
+            gc.callbacks.remove(collecting)
+            gc.enable()
+    assert (collected, gc.get_freeze_count()) == ([], frozen)
+
+
+def test_the_policy_of_the_start_does_not_replace_one_that_came_by_order(tmp_path: Path):
+    first, second = folder_of(tmp_path / "one", 1), folder_of(tmp_path / "two", 2)
+    residents = Residents()
+    with serving(residents) as running:
+
+        async def both() -> None:
+            admin = running.server.admin
+            ordered = asyncio.create_task(admin.swap(PolicyRequest(source=second[0])))
+            await asyncio.sleep(0)  # it loads first
+            await admin.swap(PolicyRequest(source=first[0]), first=True)
+            await ordered
+
+        running.run(both())
+        assert residents.current
+        assert residents.current.digest == second[1]
 
 
 def test_a_policy_is_swapped_only_when_it_is_what_was_asked_for(tmp_path: Path):
