@@ -1,8 +1,10 @@
 """What a running job survives on the real cluster, and what it says of input that cannot work."""
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 import pytest
@@ -62,7 +64,7 @@ def test_a_killed_pod_costs_seconds_and_no_step(namespace: Namespace, endless: J
 def test_a_worker_that_is_evicted_again_and_again_is_replaced_each_time_at_once(
     namespace: Namespace, endless: Json
 ) -> None:
-    """The deadlines are below the waits of ten seconds, twenty and forty that a Job would impose."""
+    """Each within 30 s, where a Job would wait for 40 with the third."""
     namespace.apply(endless)
     eventually("it trains", lambda: training(namespace, "endless"))
     for _ in range(3):
@@ -75,7 +77,7 @@ def test_a_worker_that_is_evicted_again_and_again_is_replaced_each_time_at_once(
             lambda gone=pod["metadata"]["uid"]: (
                 (p := one_pod(namespace, "rollouts", "endless")) and p["metadata"]["uid"] != gone
             ),
-            deadline=8,
+            deadline=30,
         )
     then = progress(namespace.find("rlj", "endless"))["steps"]
     job = eventually("training goes on", lambda: training(namespace, "endless", then))
@@ -225,13 +227,25 @@ def test_an_image_that_cannot_be_pulled_is_named_while_the_job_waits(
     assert waiting["status"] == "False"
 
 
-def test_nan_in_the_loss_fails_the_job_at_once_and_says_what_to_lower(
-    namespace: Namespace, endless: Json
+def test_nan_in_the_loss_fails_the_job_at_once_says_what_to_lower_and_keeps_what_was_good(
+    namespace: Namespace, endless: Json, s3: Any
 ) -> None:
-    wild = {"learningRate": 1.0, "maxGradNorm": 1e30, "epochs": 20, "minibatchSize": 16}
+    """The first updates are wild and finite; each that is judged the best so far is stored."""
+    wild = {"learningRate": 1.0, "maxGradNorm": 1e30, "epochs": 2, "minibatchSize": 512}
     endless["spec"]["algorithm"]["ppo"] |= wild | {"valueCoefficient": 10, "entropyCoefficient": 1.0}
+    endless["spec"]["evaluation"] = {"everySteps": 1, "episodes": 10}
 
     namespace.apply(endless)
 
     failed = eventually("the job fails", said(namespace, "Failed", "NaN", "lower algorithm.ppo.learningRate"))
     assert failed["reason"] == "Diverged"
+    kept = checkpointed(namespace, "endless")
+    assert kept is not None
+    bucket, _, key = kept["uri"].removeprefix("s3://").partition("/")
+    text = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    assert kept["digest"] == f"sha256:{hashlib.sha256(text).hexdigest()}"
+    assert isfinite(kept["meanReturn"])
+    prefix = key.rpartition("/manifests/")[0]
+    for blob in json.loads(text)["blobs"].values():
+        content = s3.get_object(Bucket=bucket, Key=f"{prefix}/blobs/sha256/{blob['sha256']}")["Body"].read()
+        assert hashlib.sha256(content).hexdigest() == blob["sha256"]

@@ -85,12 +85,18 @@ def test_suspend_stops_every_pod_and_resume_goes_on(namespace: Namespace, endles
             and j
         ),
     )
-    counted = progress(suspended)["steps"]
+    before = progress(suspended)
 
     namespace.patch("rlj", "endless", {"spec": {"suspend": False}})
 
-    resumed = eventually("it goes on from there", lambda: training(namespace, "endless", counted))
+    resumed = eventually("it goes on from there", lambda: training(namespace, "endless", before["steps"]))
     assert condition(resumed, "Suspended").get("status") != "True"
+    after = progress(resumed)
+    kept = [point for point in after["curve"] if point["steps"] <= before["steps"]]
+    assert kept[0] == before["curve"][0]
+    assert all(point in before["curve"] for point in kept), "thinned perhaps, not begun anew"
+    # The newest hundred episodes, most of which are from before.
+    assert abs(after["meanReturn"] - before["meanReturn"]) < abs(before["meanReturn"]) / 4
     assert_steps_are_the_accepted_fragments(resumed)
 
 
@@ -139,8 +145,9 @@ def test_an_operator_killed_mid_run_changes_nothing(namespace: Namespace, endles
         ),
     )
     then = progress(namespace.find("rlj", "endless"))["steps"]
-    eventually("the new operator follows the training", lambda: training(namespace, "endless", then))
+    job = eventually("the new operator follows the training", lambda: training(namespace, "endless", then))
     assert namespace.children("endless") == before
+    assert_steps_are_the_accepted_fragments(job)
 
 
 @pytest.mark.parametrize(

@@ -125,9 +125,9 @@ def test_the_operator_was_forbidden_nothing() -> None:
     """Quotas, admission and dying namespaces may refuse what its roles allow."""
     forbidden = {
         f"{event['verb']} {event['requestURI'].partition('?')[0]}: "
-        + event["annotations"].get("authorization.k8s.io/reason", "")
+        + event.get("annotations", {}).get("authorization.k8s.io/reason", "")
         for event in events()
-        if event["annotations"].get("authorization.k8s.io/decision") == "forbid"
+        if event.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid"
     }
     assert forbidden == set()
 
