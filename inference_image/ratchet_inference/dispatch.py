@@ -23,7 +23,7 @@ from ratchet_inference.batching import CANARY, STABLE, Answering
 from ratchet_inference.breaker import Breaker
 from ratchet_inference.fitting import Fitting
 from ratchet_inference.hop import BUSY, Hop, HopError
-from ratchet_inference.problems import Problem, internal
+from ratchet_inference.problems import Problem, bad_request, internal
 from ratchet_inference.recording import Recording
 from ratchet_inference.seams import Residents
 from ratchet_inference.stats import Stats
