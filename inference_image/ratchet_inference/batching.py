@@ -175,7 +175,8 @@ class Answering:
             if previous is None:
                 mine.append(question)
                 continue
-            theirs, own = [], []
+            theirs: list[int] = []
+            own: list[int] = []
             for row, episode in enumerate(episodes):
                 (theirs if self.sessions.of(episode, now).digest == previous.digest else own).append(row)
             if not theirs:
