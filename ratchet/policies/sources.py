@@ -79,7 +79,9 @@ def read_source(source: str, digest: str | None = None, server: Server | None = 
             return read(_files(store.get_file, source), digest)
         return _read_checkpoint(_files(store.get_file, source), checkpoint["manifest"], digest)
     except CheckpointError as error:
-        raise ArtifactUnavailable(f"{source} can't be had: {error}") from error
+        # A policy is had without a TrainingJob too, whose field the words name.
+        why = str(error).replace("checkpoint.s3.", "s3.")
+        raise ArtifactUnavailable(f"{source} can't be had: {why}") from error
 
 
 def _files(get: Callable[[str], bytes | None], source: str) -> Callable[[str], bytes]:
