@@ -1,7 +1,9 @@
 """HTTP/1.1 on a socket: parsing with limits, answers in order, timeouts, drain. Never what is answered."""
 
 import asyncio
+import socket
 import ssl
+import struct
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -24,6 +26,7 @@ _OK_JSON = _PREFIX[200] + JSON + b"\r\ncontent-length: %d\r\n\r\n%b"
 _OF_THE_OFFER = frozenset({b"upgrade", b"connection", b"expect"})
 # A client that pipelines more than this waits until some are answered.
 PIPELINE = 256
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +366,11 @@ class Connection(asyncio.Protocol):
             self._finish()
 
     def abort(self) -> None:
-        """Ends now."""
+        """Ends now, with a reset: the kernel would keep what a client does not take for minutes, unseen by it."""
+        endpoint = self._transport.get_extra_info("socket")
+        if endpoint is not None:
+            with suppress(OSError):
+                endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
     def _wants_websocket(self) -> bool:
@@ -415,10 +422,10 @@ class Connection(asyncio.Protocol):
         waited = self.listener.loop.time() - self._since
         if self._paused or self._discarding:
             if waited > limits.request_seconds:
-                self._transport.abort()
+                self.abort()
         elif self._upgraded:
             if waited > limits.idle_seconds:
-                self._transport.abort()
+                self.abort()
             elif waited > limits.idle_seconds / 2:
                 self._upgraded.ping()
         elif self._reading:
