@@ -366,7 +366,7 @@ class Connection(asyncio.Protocol):
             self._finish()
 
     def abort(self) -> None:
-        """Ends now, with a reset: the kernel would keep what a client does not take for minutes, unseen by it."""
+        """Ends now, by a reset: else the kernel keeps for minutes what the client does not take."""
         endpoint = self._transport.get_extra_info("socket")
         if endpoint is not None:
             with suppress(OSError):
