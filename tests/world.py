@@ -290,7 +290,7 @@ def _merge(live: Json, patch: Json) -> None:
 
 
 def _as_server_keeps_it(obj: Any) -> Any:
-    """Defaults added, empty lists dropped, quantities written another way."""
+    """Defaults added, empty values dropped, quantities written another way."""
     obj = copy.deepcopy(obj)
     if obj["kind"] in ("Deployment", "ReplicaSet"):
         pod = obj["spec"]["template"]["spec"]
@@ -299,6 +299,9 @@ def _as_server_keeps_it(obj: Any) -> Any:
             requests = container["resources"].get("requests", {})
             if requests.get("cpu") and quantity(requests["cpu"]) == quantity("200m"):
                 requests["cpu"] = "0.2"
+            for variable in container.get("env", []):
+                if variable.get("value") == "":
+                    del variable["value"]
     return obj
 
 

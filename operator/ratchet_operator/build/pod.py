@@ -67,8 +67,10 @@ def resources(asked: Resources | None, cpu: str, memory: str, extra_limits: Json
 
 
 def environment(values: dict[str, str]) -> list[Json]:
-    """Environment variables of a container."""
-    return [{"name": name, "value": value} for name, value in values.items()]
+    """Environment variables of a container. Empty ones are left out: the API server keeps no empty value, and
+    ours would be written again at each look.
+    """
+    return [{"name": name, "value": value} for name, value in values.items() if value]
 
 
 def container(name: str, image: str, pull_policy: str, mounts: list[Mount], **more: Any) -> Json:
