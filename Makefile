@@ -102,20 +102,9 @@ verify: venv ## Fail where something generated is out of date
 .PHONY: benchmark
 benchmark: install ## Measure against Stable-Baselines3, KubeRay, FastAPI and others, and print ratios
 	@uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --group benchmark
-	@$(BIN)/python benchmarks/learner_speed.py
-	@echo
-	@$(BIN)/python benchmarks/policy_math.py
-	@echo
-	@$(BIN)/python benchmarks/policy_server.py
-	@echo
-	@$(BIN)/python benchmarks/client.py
-	@echo
-	@$(BIN)/python benchmarks/decision_log.py
-	@echo
-	@$(BIN)/python benchmarks/judge.py
-	@echo
-	@$(BIN)/python benchmarks/operator_latency.py
-	@echo
+	@for name in learner_speed policy_math policy_server client decision_log judge operator_latency; do \
+	  $(BIN)/python benchmarks/$$name.py && echo || exit; \
+	done
 	@$(CLUSTER_ENV) $(BIN)/python benchmarks/cartpole_wall_time.py
 
 .PHONY: lock

@@ -170,7 +170,7 @@ class Dispatch:
             if not breaker.allows(loop.time()):
                 raise HopError("breaker-open")
             if question.ids is None:
-                # Should both arms decide, both log it under one id.
+                # Whichever arm answers, the reward is for this id.
                 self._answering.name(question)
             began = perf_counter()
             try:

@@ -107,6 +107,10 @@ class Store:
     def __iter__(self) -> Iterator[Json]:
         return (packed.unpack() for packed in list(self._by_uid.values()))
 
+    def names(self) -> list[tuple[str, str]]:
+        """Namespace and name of each object, without unpacking it."""
+        return [(packed.namespace, packed.name) for packed in self._by_uid.values()]
+
     def put(self, obj: Json) -> tuple[bool, Json | None]:
         """Take in a version of an object.
 

@@ -94,8 +94,8 @@ class Feed:
     def everything(self, lane: Lane) -> None:
         """Every job and every pool needs a look."""
         for kind in (TRAINING_JOB, ROLLOUT_POOL):
-            for obj in self._cache[kind]:
-                self._queue.add(key_of(obj, kind), lane)
+            for namespace, name in self._cache[kind].names():
+                self._queue.add(Key(kind.kind, namespace, name), lane)
 
     def trainer_said(self, namespace: str, name: str) -> None:
         """A trainer said something new."""

@@ -31,7 +31,7 @@ def time_of(event: Json) -> datetime:
 
 
 def log_files() -> Iterator[str]:
-    """The audit log of this session from the control plane's disk, in files as they were rotated."""
+    """The audit log of this run from the control plane's disk, in files as they were rotated."""
     (node,) = OPERATOR.list("nodes", "node-role.kubernetes.io/control-plane")
     folder = f"/api/v1/nodes/{node['metadata']['name']}/proxy/logs/ratchet/"
     index = OPERATOR.kubectl("get", "--raw", folder)
@@ -45,7 +45,7 @@ def log_files() -> Iterator[str]:
 
 
 def events() -> list[Json]:
-    """What the operator asked for in this session."""
+    """What the operator asked for in this run."""
     found = [json.loads(line) for text in log_files() for line in text.splitlines()]
     return [one for one in found if one["user"]["username"] == ACCOUNT and time_of(one) >= BEGUN]
 
@@ -100,7 +100,7 @@ def granted() -> set[Use]:
 
 
 def not_run(session: pytest.Session) -> list[str]:
-    """The tests of this folder that this session left out."""
+    """The tests of this folder that this run left out."""
     chosen = {(item.path, getattr(item, "originalname", item.name)) for item in session.items}
     return [
         f"{path.name}::{node.name}"

@@ -221,19 +221,10 @@ def test_a_connection_that_the_server_gives_up_is_not_used_again(make: Make, hea
 
 def test_an_episode_returns_to_its_connection():
     """So one server sees the whole of it, through any balancer of connections."""
-    with ScriptedServer() as server:
-        client = Client(server.url, strict=True, timeout=PATIENT)
-        gate = threading.Event()
-        server.script = [Step(GOOD.answer, gate=gate), Step(GOOD.answer, gate=gate)]
-        with ThreadPoolExecutor(2) as threads:
-            first = [threads.submit(client.act, [0], episode=name) for name in "ab"]
-            until(lambda: len(server.requests) == 2)
-            gate.set()
-            for one in first:
-                one.result()
+    with ScriptedServer() as server, Client(server.url, strict=True, timeout=PATIENT) as client:
+        two_connections(server, client)
         for name in "abbabaab":
             client.act([0], episode=name)
-        client.close()
 
     used = {name: {r.connection for r in server.requests if r.body["episode"] == name} for name in "ab"}
     assert [len(connections) for connections in used.values()] == [1, 1]
