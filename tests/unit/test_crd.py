@@ -12,6 +12,15 @@ from ratchet.api.v1alpha1 import RLTrainingJobSpec, RLTrainingJobStatus, Rollout
 from ratchet.api.v1alpha1.base import Rule
 from ratchet.api.v1alpha1.common import Condition
 from ratchet.api.v1alpha1.kinds import KINDS
+from ratchet.api.v1alpha1.policydeployment import (
+    Arm,
+    DecisionRecord,
+    Lineage,
+    PastTrial,
+    PolicyDeploymentStatus,
+    Quarantined,
+    Trial,
+)
 from ratchet.api.v1alpha1.trainingjob import (
     CheckpointInfo,
     Checkpoints,
@@ -119,6 +128,7 @@ RESULT = EvaluationResult(
     steps=1, policy_version=1, episodes=1, mean_return=1.0, std_return=0.0, mean_length=1.0, time=NOW
 )
 CHECKPOINT = CheckpointInfo(name="a", uri="s3://b/a", digest="0", steps=1, policy_version=1, time=NOW)
+ARM = Arm(digest="sha256:0", name="0", requests_per_second=1.0, lineage=Lineage(job="a", steps=1))
 CONDITION = Condition(type="Ready", status="True", reason="R", last_transition_time=NOW)
 STATUSES = {
     "RLTrainingJob": RLTrainingJobStatus(
@@ -130,6 +140,17 @@ STATUSES = {
         evaluation=Evaluations(latest=RESULT, best=RESULT),
         checkpoints=Checkpoints(latest=CHECKPOINT),
         workers=Workers(wanted=1, ready=1),
+    ),
+    "PolicyDeployment": PolicyDeploymentStatus(
+        conditions=[CONDITION],
+        selector="a=b",
+        source_digest="sha256:0",
+        stable=ARM,
+        canary=ARM,
+        trial=Trial(phase="Stage", since=NOW),
+        decisions=[DecisionRecord(guard="errors", verdict="Pass", low=0.0, high=1.0, time=NOW)],
+        history=[PastTrial(digest="sha256:0", outcome="Failed", time=NOW)],
+        quarantined=[Quarantined(digest="sha256:0", message="slow")],
     ),
     "RolloutPool": RolloutPoolStatus(conditions=[CONDITION], waiting_fraction=0.5, selector="a=b"),
 }

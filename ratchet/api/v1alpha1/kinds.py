@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ratchet.api.v1alpha1.base import ApiModel, Rule
+from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec, PolicyDeploymentStatus
 from ratchet.api.v1alpha1.rolloutpool import RolloutPoolSpec, RolloutPoolStatus
 from ratchet.api.v1alpha1.trainingjob import RLTrainingJobSpec, RLTrainingJobStatus
 
@@ -134,4 +135,25 @@ ROLLOUT_POOL = Kind(
     scale=Scale(".spec.replicas", ".status.replicas", ".status.selector"),
 )
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (RL_TRAINING_JOB, ROLLOUT_POOL)}
+POLICY_DEPLOYMENT = Kind(
+    name="PolicyDeployment",
+    plural="policydeployments",
+    short_name="rlpd",
+    description="A policy that serves, and the way a newer one takes to replace it.",
+    spec=PolicyDeploymentSpec,
+    status=PolicyDeploymentStatus,
+    rules=_name_rules(40),
+    columns=(
+        Column("Serving", ".status.stable.name", "string", 0, "Digest of the policy that serves."),
+        Column("Ready", ".status.ready", "integer", 0, "Pods ready, of all arms."),
+        Column("Trial", ".status.canary.name", "string", 0, "Digest of the policy on trial."),
+        Column("Weight", ".status.canary.weight", "integer", 0, "Percent of new episodes on trial."),
+        Column("Reason", '.status.conditions[?(@.type=="Progressing")].reason', "string"),
+        AGE,
+        Column("Strategy", ".spec.strategy.type", "string", 1),
+        Column("Message", '.status.conditions[?(@.type=="Progressing")].message', "string", 1),
+    ),
+    scale=Scale(".spec.replicas", ".status.replicas", ".status.selector"),
+)
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (RL_TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT)}
