@@ -373,7 +373,11 @@ class Trial(ApiModel):
 
     phase: Literal["Surge", "Stage", "Promote", "Bake", "RollBack"]
     stage: int = Field(default=0, description="Counted from 0.")
-    since: str
+    since: str = Field(description="When the phase, or the stage at its weight, began.")
+    waiting_since: str | None = Field(
+        default=None, description="Since when it lacks pods or a route that is followed: progressDeadline."
+    )
+    paused: bool = False
     attempt: int = 1
 
 
@@ -424,7 +428,12 @@ class PolicyDeploymentStatus(ApiModel):
     source_digest: str | None = Field(default=None, description="What the source means now.")
     stable: Arm | None = None
     canary: Arm | None = None
+    previous: str | None = Field(default=None, description="Digest that served before: undo goes back to it.")
     trial: Trial | None = None
+    cooldown_until: str | None = Field(default=None, description="No trial begins before.")
+    command: str | None = Field(
+        default=None, description="The annotation ratchet.dev/rollout that was taken last, verb/id."
+    )
     decisions: Annotated[list[DecisionRecord], Field(max_length=24)] = Field(default=[])
     history: Annotated[list[PastTrial], Field(max_length=16)] = Field(default=[])
     quarantined: Annotated[list[Quarantined], Field(max_length=32)] = Field(default=[])
