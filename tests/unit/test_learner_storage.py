@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from learning import PATIENCE_SECONDS, STEPS, Trainer, start, store, updates
-from ratchet_trainer.learner import LAST_WORDS_SECONDS, STORE_AGAIN_AT_MOST_SECONDS
 from ratchet_trainer.resume import Resumed
+from ratchet_trainer.storing import LAST_WORDS_SECONDS, STORE_AGAIN_AT_MOST_SECONDS
 from redisserver import RedisServer
 from s3server import HeldStore
 from safetensors.numpy import load as load_numpy

@@ -35,6 +35,7 @@ from ratchet_trainer.resume import Resumed
 from ratchet_trainer.saving import Saver, Snapshot, Why
 from ratchet_trainer.settings import Settings
 from ratchet_trainer.stopping import Reason, progress_of, reason_to_stop
+from ratchet_trainer.storing import Storing
 from ratchet_trainer.trackers import Tracker
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,6 @@ log = logging.getLogger(__name__)
 READ_AT_MOST = 256
 BLOCK_MS = 200
 PIN_EVERY_SECONDS = 0.25
-LAST_WORDS_SECONDS = 20.0  # of the 30 that Kubernetes grants a trainer
-LOOK_EVERY_SECONDS = 0.1
-STORE_AGAIN_SECONDS, STORE_AGAIN_AT_MOST_SECONDS = 1.0, 5.0
 EVALUATION_SEED = 1_000_003
 GOLDEN_OBSERVATIONS = 8
 
@@ -103,11 +101,11 @@ class Learner:
         since = parts.settings.active_since
         before = resumed.active_seconds if resumed is not None else 0.0
         self._active_since = parts.clock() - before if since is None else since
-        self._saved_at = parts.clock()
-        self._saved_steps = self._intake.steps
         self._pinned_at = float("-inf")
-        self._best: Snapshot | None = None
-        self._end_by: float | None = None
+        every = seconds(self._config.checkpoint.interval)
+        self._storing = Storing(
+            parts.saver, parts.board, parts.stop, parts.clock, every, self._snapshot, self._intake.steps
+        )
 
     def run(self) -> None:
         """Trains until a stop rule holds or the process is asked to end; either way the last state is stored.
@@ -121,19 +119,12 @@ class Learner:
         except Interrupted:
             log.info("is asked to end while Redis does not answer")
         except RedisUnreachable:
-            self._keep()
+            self._storing.before_the_end(self._intake.steps, self._version)
             raise
         if self._finished is not None:
             return
-        self._keep()
+        self._storing.before_the_end(self._intake.steps, self._version)
         log.info("ends as asked", extra={"fields": {"steps": self._intake.steps}})
-
-    def _keep(self) -> None:
-        """What has been learned since the last checkpoint goes into another, before this process ends."""
-        if not self._wait_for_storage():
-            return
-        if self._best is not None or self._intake.steps > self._saved_steps or self._parts.saver.complaint:
-            self._store_all("shutdown")
 
     def _train(self) -> None:
         anew = True
@@ -171,7 +162,7 @@ class Learner:
                 if self._intake.steps >= self._next_evaluation:
                     self._begin_evaluation()
                 self._hand_out_rollouts()
-        self._save_what_is_due()
+        self._storing.what_is_due(self._intake.steps)
         self._pin()
         return False
 
@@ -300,8 +291,7 @@ class Learner:
         }
         log.info("evaluated", extra={"fields": fields})
         if self._reason_to_stop() is None and (best is None or result.mean_return >= best.mean_return):
-            # Of the policy that was judged, although storage may be busy until after the next updates.
-            self._best = self._snapshot("best")
+            self._storing.is_best()
 
     def _evaluated_version(self) -> int | None:
         latest = self._evaluations.latest
@@ -323,73 +313,11 @@ class Learner:
     def _finish(self, reason: Reason) -> None:
         """Says so only once the final checkpoint is stored: whoever hears it may end this process."""
         self._finished = reason
-        pause = STORE_AGAIN_SECONDS
-        while not self._store_all("final") or self._parts.saver.complaint:
-            self._pin(force=True)
-            if self._parts.stop.wait(pause):
-                log.warning("ends as asked, without the final checkpoint")
-                return
-            pause = min(2 * pause, STORE_AGAIN_AT_MOST_SECONDS)
-            log.warning("the final checkpoint is tried again")
+        if not self._storing.final(self._version, lambda: self._pin(force=True)):
+            return
         self._shows_finished = True
         self._pin(force=True)
         log.info("finished", extra={"fields": {"reason": reason, "steps": self._intake.steps}})
-
-    def _save_what_is_due(self) -> None:
-        """Never waits: training goes on whether storage answers or not. What it did not take is tried again
-        after a pause, the best as it was judged.
-        """
-        saver, passed = self._parts.saver, self._parts.clock() - self._saved_at
-        failed = saver.unsaved is not None
-        if saver.busy or (failed and passed < STORE_AGAIN_AT_MOST_SECONDS):
-            return
-        overdue = passed >= seconds(self._config.checkpoint.interval)
-        best = self._take_best()
-        if best is not None:
-            self._save(best)
-        elif failed or (overdue and self._intake.steps != self._saved_steps):
-            self._save(self._snapshot("interval"))
-
-    def _take_best(self) -> Snapshot | None:
-        """The best that is to be stored: the newest, else the one that storage did not take."""
-        best, self._best = self._best, None
-        lost = self._parts.saver.unsaved
-        return best or (lost if lost is not None and lost.why == "best" else None)
-
-    def _store_all(self, why: Why) -> bool:
-        """Stores the best, if it is due, and then what is here now; False as `_wait_for_storage`."""
-        if not self._wait_for_storage():
-            return False
-        best = self._take_best()
-        if best is not None and best.version != self._version:
-            self._save(best)
-            if not self._wait_for_storage():
-                return False
-        self._save(self._snapshot(why))
-        return self._wait_for_storage()
-
-    def _wait_for_storage(self) -> bool:
-        """Waits until nothing is in flight; False if that was given up because this process must end."""
-        parts = self._parts
-        while parts.saver.busy:
-            parts.saver.wait(LOOK_EVERY_SECONDS)
-            parts.board.beat()
-            if not parts.stop.is_set():
-                continue
-            if self._end_by is None:
-                self._end_by = parts.clock() + LAST_WORDS_SECONDS
-            if parts.saver.busy and parts.clock() >= self._end_by:
-                log.warning(
-                    "a checkpoint in flight was given up: storage does not answer",
-                    extra={"fields": {"steps": self._intake.steps, "seconds": LAST_WORDS_SECONDS}},
-                )
-                return False
-        parts.saver.check()
-        return True
-
-    def _save(self, snapshot: Snapshot) -> None:
-        self._parts.saver.begin(snapshot)
-        self._saved_at, self._saved_steps = self._parts.clock(), snapshot.steps
 
     def _snapshot(self, why: Why) -> Snapshot:
         return Snapshot(
