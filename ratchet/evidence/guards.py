@@ -227,7 +227,7 @@ class ReturnGuard:
             f"{sentence}; but rewards came for {_percent(shares[0])} of the canary's episodes and "
             f"{_percent(shares[1])} of stable's, so the two can't be compared.",
             decision.canary, decision.stable, canary.n, stable.n, decision.low, decision.high, decision.bound,
-            needed=1 / alpha, alpha=alpha,
+            needed=1 / alpha, alpha=alpha, estimate=decision.estimate,
         )  # fmt: skip
 
 

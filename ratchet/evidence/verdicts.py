@@ -59,6 +59,7 @@ class Decision:
         evidence: odds found for the verdict's side, at most 1e6.
         needed: odds at which the guard fails, 1/alpha.
         proven: a Pass with evidence that the bound is kept; else it is minimum evidence without a failure.
+        estimate: what low and high are the bounds of.
 
     """
 
@@ -76,6 +77,7 @@ class Decision:
     needed: float | None = None
     alpha: float | None = None
     proven: bool = False
+    estimate: float | None = None
 
 
 def decide(guard: str, measured: Measured, alpha: float, beta: float, minimum: int) -> Decision:
@@ -105,7 +107,7 @@ def decide(guard: str, measured: Measured, alpha: float, beta: float, minimum: i
         guard, verdict, f"{measured.sentence}; {why}.",
         _finite(measured.canary), _finite(measured.stable), measured.canary_n, measured.stable_n,
         _finite(measured.low), _finite(measured.high), _finite(measured.bound),
-        evidence, 1 / alpha, alpha, proven,
+        evidence, 1 / alpha, alpha, proven, _finite(measured.estimate),
     )  # fmt: skip
 
 

@@ -187,6 +187,15 @@ def test_returns_of_a_fifth_of_the_episodes_are_not_compared_with_returns_of_all
     assert "20% of the canary's episodes" in decision.sentence
 
 
+def test_a_record_holds_the_difference_that_its_bounds_are_of():
+    decision = ReturnGuard("return", relative_drop=0.1).judge(returns(88.0, 100.0), ALPHA, BETA)
+
+    assert decision.estimate == pytest.approx(-12.0, abs=1.0)
+    assert decision.low is not None
+    assert decision.high is not None
+    assert decision.low < decision.estimate < decision.high
+
+
 def test_a_trip_wire_needs_no_statistics():
     wire = TripWire("nan", "answers with NaN")
     assert wire.judge(1, 1).verdict is Verdict.FAIL

@@ -391,7 +391,10 @@ class DecisionRecord(ApiModel):
     stable: float | None = None
     canary_samples: int = 0
     stable_samples: int = 0
-    low: float | None = Field(default=None, description="Bounds of what is tested, valid at all times.")
+    estimate: float | None = Field(
+        default=None, description="What is tested: a rate, a ratio of rates, a difference of means."
+    )
+    low: float | None = Field(default=None, description="Bounds of the estimate, valid at all times.")
     high: float | None = None
     bound: float | None = None
     odds: float | None = Field(default=None, description="Against the bound; for it where it is proven.")
