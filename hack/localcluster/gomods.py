@@ -133,8 +133,9 @@ PROMETHEUS = GoProgram(
     "prometheus",
     "v0.315.0",
     module="github.com/prometheus/prometheus@v0.315.0",
-    packages=("./cmd/promtool",),
-    outputs=("promtool",),
+    packages=("./cmd/promtool", "./cmd/prometheus"),
+    outputs=("promtool", "prometheus"),
+    tags="remove_all_sd",  # their clients are most of what there is to compile
 )
 
 NODE_PROGRAMS = (
@@ -217,7 +218,7 @@ def build(program: GoProgram, settings: Settings, log: Path) -> None:
     run(
         [go_command(), "build", "-C", source, *flags, "-o", output, *program.packages],
         log=log,
-        env={"CGO_ENABLED": "0"},
+        env={"CGO_ENABLED": "0", "GOWORK": "off"},  # a go.work names siblings that are not published
         hint="A failed download is worth a second try: what was compiled is kept.",
     )
     os.replace(partial, folder)
