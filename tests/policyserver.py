@@ -5,7 +5,7 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from ratchet_inference.seams import Log, Policy
 from ratchet_inference.server import PolicyServer
 from ratchet_inference.settings import Settings
 
+from ratchet.api.v1alpha1.serverstats import Route
 from ratchet.policies import PolicySpec, SpaceSpec, parameter_shapes
 from ratchet.policies.serving import Decisions, ServedPolicy
 
@@ -25,6 +26,8 @@ SPEC = PolicySpec(
     observation=SpaceSpec(kind="Box", shape=(4,), low=-4.0, high=4.0),
     action=SpaceSpec(kind="Discrete", n=3, dtype="int64"),
 )
+# A canary is late only in the tests that are about that.
+CHOICES: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_delay_seconds": 0.0, "canary_ms": 10_000.0}
 RECURRENT = SPEC.model_copy(update={"recurrent_size": 8})
 
 
@@ -145,12 +148,12 @@ def answers(connection: socket.socket, count: int) -> list[tuple[int, Any]]:
 @contextmanager
 def serving(
     residents: Any, decisions: Log | None = None, rewards: Rewards | None = None, **settings: Any
-) -> Iterator[Running]:
+) -> Generator[Running]:
     """A server that runs until the end of the block."""
     loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    chosen = Settings(**{"host": "127.0.0.1", "port": 0, "drain_delay_seconds": 0.0, **settings})
+    chosen = Settings(**{**CHOICES, **settings})
 
     async def start() -> PolicyServer:
         server = PolicyServer(chosen, residents, rewards, decisions)
@@ -167,3 +170,24 @@ def serving(
         loop.call_soon_threadsafe(loop.stop)
         thread.join(20)
         loop.close()
+
+
+def send_to(running: Running, port: int, weight: float, generation: int = 1, **more: Any) -> None:
+    """Gives a server a route to the canary on that port."""
+    route = Route(generation=generation, canary=f"http://127.0.0.1:{port}", weight=weight, **more)
+    running.call(lambda: running.server.dispatch.set_route(route))
+
+
+def tallies(running: Running, arm: str) -> list[Any]:
+    """What a server says of an arm, for each policy there."""
+    return [one for one in running.stats()["arms"] if one["arm"] == arm]
+
+
+@contextmanager
+def two_servers(**settings: Any) -> Generator[tuple[Running, Running]]:
+    """A stable server with policy a, and a canary with policy c."""
+    with (
+        serving(Pair(policy("c", seed=1))) as canary,
+        serving(Pair(policy("a")), **settings) as stable,
+    ):
+        yield stable, canary

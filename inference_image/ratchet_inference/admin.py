@@ -96,7 +96,7 @@ class Admin:
             raise Problem(422, "other-spaces", words)
         self._residents.swap(policy)
         if not request.keep_episodes:
-            self._sessions.release()
+            self._sessions.release(current.digest if current else "")
         seconds = perf_counter() - began
         self._stats.swaps += 1
         log.info("swapped", extra={"fields": {"digest": policy.digest, "source": request.source}})

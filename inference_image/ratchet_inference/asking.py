@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from ratchet_inference.problems import Problem, bad_request
 from ratchet_inference.seams import Bools
 
-_ONE = frozenset({"observation", "episode", "id", "mask", "deterministic", "temperature", "seed"})
-_MANY = frozenset(
-    {"observations", "episodes", "ids", "masks", "deterministic", "temperature", "seed", "seeds"}
-)
+_CHOICES = frozenset({"deterministic", "temperature", "seed"})
+_ONE = _CHOICES | {"observation", "episode", "policy", "id", "mask"}
+_MANY = _CHOICES | {"observations", "episodes", "policies", "ids", "masks", "seeds"}
+_PLURALS = {"policy": "policies"}
 LONGEST_NAME = 256
 SCRIPTED = "scripted"
 _HUGE_SEED = 1 << 63
@@ -43,6 +43,7 @@ class Question:
         "mask_rows",
         "masks",
         "observations",
+        "policies",
         "problem",
         "received",
         "seeds",
@@ -56,6 +57,7 @@ class Question:
         self.observations = observations
         self.single = single
         self.episodes: list[str] | None = None
+        self.policies: Sequence[str | None] | None = None  # digest of the one that each episode runs on
         self.masks: list[Any] | None = None
         self.deterministic: bool | None = None
         self.temperature = 1.0
@@ -124,13 +126,14 @@ class Question:
         columns = {
             "observation": self.observations,
             "episode": self.episodes,
+            "policy": self.policies,
             "id": self.ids,
             "mask": self.masks,
             "seed": self.seeds,
         }
         for name, column in columns.items():
             if column is not None:
-                body |= {name: column[0]} if self.single else {f"{name}s": column}
+                body |= {name: column[0]} if self.single else {_PLURALS.get(name, f"{name}s"): column}
         return orjson.dumps(body)
 
     def part(self, rows: list[int]) -> "Question":
@@ -140,6 +143,7 @@ class Question:
         part.deterministic, part.temperature = self.deterministic, self.temperature
         part.seeds = self.seeds and [self.seeds[row] for row in rows]
         part.episodes = self.episodes and [self.episodes[row] for row in rows]
+        part.policies = self.policies and [self.policies[row] for row in rows]
         part.ids = self.ids and [self.ids[row] for row in rows]
         part.masks = self.masks and [self.masks[row] for row in rows]
         part.arms = self.arms and [self.arms[row] for row in rows]
@@ -246,6 +250,7 @@ def from_json(value: Any, most: int) -> Question:
         raise bad_request("unknown-field", words)
 
     question.episodes = _names(fields, question, "episode")
+    question.policies = _policies(fields, question)
     question.ids = _names(fields, question, "id")
     masks = fields.get("mask" + s)
     if masks is not None:
@@ -291,11 +296,28 @@ def _names(fields: dict[str, Any], question: Question, name: str) -> list[str] |
             return None
         names = _column(value, len(question), name)
     for one in names:
-        if not isinstance(one, str) or not 0 < len(one) <= LONGEST_NAME:
-            raise bad_request("bad-field", f"{name} must be text of 1 to {LONGEST_NAME} characters")
+        _check_name(one, name)
     if len(names) > 1 and len(set(names)) != len(names):
         raise bad_request("bad-field", f"{name} holds a name twice: one observation of an episode at a time")
     return cast("list[str]", names)
+
+
+def _policies(fields: dict[str, Any], question: Question) -> Sequence[str | None] | None:
+    """Digests, of which any may be null: an episode that begins has none, and one policy may have several."""
+    name = "policy" if question.single else "policies"
+    value = fields.get(name)
+    if value is None:
+        return None
+    digests = [value] if question.single else _column(value, len(question), name)
+    for one in digests:
+        if one is not None:
+            _check_name(one, name)
+    return cast("list[str | None]", digests)
+
+
+def _check_name(value: Any, field: str) -> None:
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_NAME:
+        raise bad_request("bad-field", f"{field} must be text of 1 to {LONGEST_NAME} characters")
 
 
 def _column(value: Any, rows: int, name: str) -> list[Any]:

@@ -102,6 +102,15 @@ class Answering:
         """The spaces of a policy."""
         return self._step(None, policy).fitting
 
+    def resident(self, digest: str | None) -> Policy | None:
+        """The policy in memory that an episode may name as its own."""
+        current, previous = self._residents.current, self._residents.previous
+        if current and current.digest == digest:
+            return current
+        if previous and previous.digest == digest and digest != self.sessions.released:
+            return previous
+        return None
+
     def _turn(self) -> None:
         questions, units = self._waiting, self._units
         self._waiting, self._units = [], 0
@@ -164,21 +173,24 @@ class Answering:
         seen: set[str] = set()
         for question in questions:
             episodes = question.episodes
-            if episodes is None:
-                mine.append(question)
-                continue
-            if not seen.isdisjoint(episodes):
-                later.append(question)
-                continue
-            if current.recurrent_size or (previous and previous.recurrent_size):
-                seen.update(episodes)
-            if previous is None:
+            if episodes is not None:
+                if not seen.isdisjoint(episodes):
+                    later.append(question)
+                    continue
+                if current.recurrent_size or (previous and previous.recurrent_size):
+                    seen.update(episodes)
+            if previous is None or (episodes is None and question.policies is None):
                 mine.append(question)
                 continue
             theirs: list[int] = []
             own: list[int] = []
-            for row, episode in enumerate(episodes):
-                (theirs if self.sessions.of(episode, now).digest == previous.digest else own).append(row)
+            for row in range(len(question)):
+                policy = self.resident(question.policies[row]) if question.policies else None
+                if policy:
+                    pinned_to = policy.digest
+                else:
+                    pinned_to = self.sessions.of(episodes[row], now).digest if episodes else ""
+                (theirs if pinned_to == previous.digest else own).append(row)
             if not theirs:
                 mine.append(question)
             elif not own:
@@ -222,7 +234,9 @@ class Answering:
                 if question.episodes is None:
                     words = "this policy remembers: send the episode that each observation belongs to"
                     question.problem = bad_request("no-episode", words)
-        asked = step.fitting.fit([question for question in questions if question.problem is None])
+        # What went through the dispatch of a route fits already.
+        asked = [question for question in questions if question.array is not None]
+        asked += step.fitting.fit([q for q in questions if q.array is None and q.problem is None])
         if asked:
             sessions = self._sessions(asked, policy)
             batch = self._batch(asked, sessions, policy)

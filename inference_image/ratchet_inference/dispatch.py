@@ -1,5 +1,7 @@
 """Which arm answers: this server, or the canary behind it. An episode keeps the arm of its first step.
 
+A question that names the policy that its episode runs on goes there, whatever the weight and whichever server
+it reaches; one that names none, or one that is gone, goes where the hash of its episode says.
 The canary's answer is checked like a policy's own; when it is late, wrong or missing, this server answers.
 `arm` in an answer is the one that was chosen, `digest` and `fallback` say who answered in fact.
 """
@@ -99,10 +101,11 @@ class Dispatch:
 
         """
         route = self.route
-        if self._hop is None or not route.weight or question.canary or self._residents.current is None:
+        current = self._residents.current
+        if self._hop is None or current is None or question.canary or not _concerns(route, question):
             self._answering.submit(question)
             return
-        fitting = self._answering.fitting(self._residents.current)
+        fitting = self._answering.fitting(current)
         # What is wrong with a question must not look like a failure of the canary.
         if not fitting.fit([question]) and question.problem:
             raise question.problem
@@ -124,20 +127,44 @@ class Dispatch:
 
     def _theirs(self, question: Question, route: Route) -> list[int]:
         """The rows that are the canary's."""
-        if question.episodes is None:
+        policies, episodes = question.policies, question.episodes
+        if episodes is None and policies is None:
             return list(range(len(question))) if self._random.random() < route.weight else []
         now = asyncio.get_running_loop().time()
+        # Without episodes a request is one whole.
+        lot = self._random.random() < route.weight
         rows: list[int] = []
-        for row, episode in enumerate(question.episodes):
-            session = self._answering.sessions.of(episode, now)
-            if session.salt != route.salt or not session.arm:
-                session.salt = route.salt
-                # One that runs already stays where it is.
-                chosen = not session.t and share(route.salt, episode) < route.weight
-                session.arm = CANARY if chosen else STABLE
-            if session.arm == CANARY:
+        for row in range(len(question)):
+            arm = self._named(policies[row], route) if policies else ""
+            if episodes is None:
+                arm = arm or (CANARY if lot else STABLE)
+            else:
+                arm = self._arm(episodes[row], arm, route, now)
+            if arm == CANARY:
                 rows.append(row)
         return rows
+
+    def _named(self, digest: str | None, route: Route) -> str:
+        """The arm that has this policy; empty if none has, or none is named."""
+        if digest is None:
+            return ""
+        if self._answering.resident(digest):
+            return STABLE
+        return CANARY if digest == route.digest else ""
+
+    def _arm(self, episode: str, named: str, route: Route, now: float) -> str:
+        """The arm of an episode, which is remembered."""
+        session = self._answering.sessions.of(episode, now)
+        if named:
+            session.salt, session.arm = route.salt, named
+        elif not route.weight:
+            return STABLE
+        elif session.salt != route.salt or not session.arm:
+            session.salt = route.salt
+            # One that runs already stays where it is.
+            chosen = not session.t and share(route.salt, episode) < route.weight
+            session.arm = CANARY if chosen else STABLE
+        return session.arm
 
     def _split(self, question: Question, theirs: list[int], fitting: Fitting) -> None:
         """Asks both arms, each for its rows, and puts their answers together."""
@@ -208,6 +235,11 @@ class Dispatch:
         except Problem as problem:
             question.problem = problem
             question.end()
+
+
+def _concerns(route: Route, question: Question) -> bool:
+    """Whether any row may be the canary's: by the weight, or because its episode runs there already."""
+    return route.weight > 0 or bool(route.digest and question.policies and route.digest in question.policies)
 
 
 def _read(question: Question, body: bytes, fitting: Fitting, digest: str | None) -> None:

@@ -1,14 +1,14 @@
 """`GET /v1/episode`: one episode over a WebSocket. A message is an act request, and is answered by a message.
 
 Answers come in the order of the messages. A message that is wrong is answered with an error, and the episode
-goes on. The end of the connection is the end of the episode.
+goes on. The connection remembers which policy answers it. Its end is the end of the episode.
 """
 
 import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 from urllib.parse import parse_qs
 
@@ -54,6 +54,7 @@ class Episodes:
         def build(transport: asyncio.Transport) -> WebSocket:
             # A place for each answer, in the order the messages came.
             waiting: deque[list[bytes]] = deque()
+            policy: Sequence[str] | None = None
 
             def receive(message: bytes) -> None:
                 answer: list[bytes] = []
@@ -65,14 +66,18 @@ class Episodes:
                         socket.send(waiting.popleft()[0])
 
                 def done(question: Question) -> None:
+                    nonlocal policy
                     if question.problem:
                         self._refused(question.problem)
                         finish(question.problem.body())
                     else:
+                        if question.fallbacks[0] is None:
+                            policy = question.digests
                         finish(question.answer())
 
                 try:
                     question = _question(message, name)
+                    question.policies = question.policies or policy
                     question.received = time.perf_counter()
                     question.done = done
                     self._ask(question)

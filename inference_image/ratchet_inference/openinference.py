@@ -1,8 +1,8 @@
 """Act requests by the Open Inference Protocol, version 2 (github.com/kserve/open-inference-protocol).
 
-Inputs: `observation` (N, *shape), and where wanted `mask` (N, outputs) and `episode` (N). Outputs: `action`,
-`log_probability`, `value` where there is one, `digest` and `fallback`. Parameters: `deterministic`,
-`temperature`, `seed`.
+Inputs: `observation` (N, *shape), and where wanted `mask` (N, outputs), `episode` (N) and `policy` (N, the
+`digest` that answered the episode before, or empty). Outputs: `action`, `log_probability`, `value` where
+there is one, `digest` and `fallback`. Parameters: `deterministic`, `temperature`, `seed`.
 """
 
 from collections.abc import Callable
@@ -132,7 +132,7 @@ class OpenInference:
         inputs = [_tensor("observation", observation.dtype, observation.shape)]
         if action.kind != "Box":
             inputs.append(_tensor("mask", "bool", (action.outputs,)))
-        inputs.append({"name": "episode", "datatype": "BYTES", "shape": [-1]})
+        inputs += [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in ("episode", "policy")]
         return {
             "name": self._name,
             "versions": [policy.digest],
@@ -175,8 +175,14 @@ def _question(body: Any, most: int) -> Question:
             request["masks"] = _array(tensor).tolist()
         elif name == "episode":
             request["episodes"] = tensor.get("data")
+        elif name == "policy":
+            data = tensor.get("data")
+            request["policies"] = (
+                [one or None for one in cast("list[Any]", data)] if isinstance(data, list) else data
+            )
         else:
-            raise bad_request("bad-input", f"unknown input {name!r}: send observation, mask and episode")
+            words = f"unknown input {name!r}: send observation, mask, episode and policy"
+            raise bad_request("bad-input", words)
     if "observations" not in request:
         raise bad_request("no-observation", "send an input named observation")
     parameters: Any = fields.get("parameters") or {}

@@ -34,12 +34,16 @@ class Sessions:
         most: episodes at once; one more, and the one that waited longest is forgotten.
         seconds: without a step, after which an episode is forgotten.
 
+    Attributes:
+        released: digest of the policy that no episode may have back, also none that names it.
+
     """
 
     def __init__(self, most: int = 65_536, seconds: float = 900.0) -> None:
         self._most = most
         self._seconds = seconds
         self._episodes: OrderedDict[str, Session] = OrderedDict()
+        self.released = ""
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -66,8 +70,9 @@ class Sessions:
         """The episode is over."""
         self._episodes.pop(episode, None)
 
-    def release(self) -> None:
-        """Lets every episode go on with whatever policy is current."""
+    def release(self, digest: str) -> None:
+        """Lets every episode go on with whatever policy is current, those that name `digest` too."""
+        self.released = digest
         for session in self._episodes.values():
             session.digest = ""
             session.state = None

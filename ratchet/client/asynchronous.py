@@ -44,12 +44,15 @@ class AsyncClient(ClientBase["_Connection"]):
         """As `Client.act`."""
         id_ = self.names.next()
         try:
-            body = act_body(observation, id_, episode, mask, deterministic, temperature, seed)
-            return await self._ask(
+            policy = self._policies.of(episode)
+            body = act_body(observation, id_, episode, policy, mask, deterministic, temperature, seed)
+            action = await self._ask(
                 "/v1/act", body, self._timeout, of_one(episode), lambda answer: read_action(answer, id_)
             )
         except PolicyError as error:
             return self.instead(error, observation, mask, id_)
+        self._policies.answered(episode, action)
+        return action
 
     async def act_batch(
         self,
@@ -65,8 +68,9 @@ class AsyncClient(ClientBase["_Connection"]):
         ids = [self.names.next() for _ in observations]
         try:
             named = () if episodes is None else episodes
-            body = batch_body(observations, ids, episodes, masks, deterministic, temperature, seed)
-            return await self._ask(
+            policies = [self._policies.of(episode) for episode in named]
+            body = batch_body(observations, ids, episodes, policies, masks, deterministic, temperature, seed)
+            actions = await self._ask(
                 "/v1/act", body, self._timeout, named, lambda answer: read_batch(answer, ids)
             )
         except PolicyError as error:
@@ -74,6 +78,9 @@ class AsyncClient(ClientBase["_Connection"]):
                 self.instead(error, observation, None if masks is None else masks[i], ids[i])
                 for i, observation in enumerate(observations)
             ]
+        for episode, action in zip(named, actions, strict=False):
+            self._policies.answered(episode, action)
+        return actions
 
     async def reward(
         self,
@@ -84,10 +91,13 @@ class AsyncClient(ClientBase["_Connection"]):
         length: int | None = None,
     ) -> bool:
         """As `Client.reward`."""
-        return await self._send(reward_body(reward, id, episode, length), of_one(episode))
+        body = reward_body(reward, id, episode, length)
+        self._policies.ended([episode])
+        return await self._send(body, of_one(episode))
 
     async def rewards(self, rewards: Sequence[dict[str, Any]]) -> bool:
         """As `Client.rewards`."""
+        self._policies.ended(row.get("episode") for row in rewards)
         return await self._send({"rewards": rewards}, ())
 
     async def close(self) -> None:

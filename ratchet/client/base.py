@@ -4,7 +4,7 @@ import logging
 import ssl
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
@@ -19,6 +19,8 @@ TIMEOUT = 0.1
 REWARD_TIMEOUT = 5.0
 # An episode returns to the connection it used last, if that is free; the episodes used last are known.
 PINS = 4096
+# Running episodes whose policy is known; those that were asked for longest ago are forgotten.
+EPISODES = 65_536
 WARN_SECONDS = 1.0
 USUAL = Retries()
 
@@ -105,6 +107,38 @@ class Pool(Generic[C]):
         self._idle[connection] = connection
 
 
+class Policies:
+    """Which policy each episode runs on: what answered it last and was no fallback. Threads may share it.
+
+    Sent back with the episode's next request it brings the episode to that policy, whichever server the
+    request reaches, and whatever share of the episodes a rollout gives it by then.
+    """
+
+    def __init__(self) -> None:
+        self._digests: dict[str, str] = {}
+
+    def of(self, episode: str | None) -> str | None:
+        """Its digest, None for an episode that has none yet."""
+        return None if episode is None else self._digests.get(episode)
+
+    def answered(self, episode: str | None, action: Action) -> None:
+        """Takes an answer; a fallback says nothing of the next one."""
+        if episode is None or action.fallback is not None:
+            return
+        digests = self._digests
+        digests.pop(episode, None)
+        digests[episode] = action.digest
+        if len(digests) > EPISODES:
+            with suppress(RuntimeError, StopIteration):
+                digests.pop(next(iter(digests)), None)
+
+    def ended(self, episodes: Iterable[str | None]) -> None:
+        """Forgets episodes: others may have their names."""
+        for episode in episodes:
+            if episode is not None:
+                self._digests.pop(episode, None)
+
+
 def of_one(episode: str | None) -> Sequence[str]:
     """The episodes of a request for one."""
     return () if episode is None else (episode,)
@@ -163,6 +197,7 @@ class ClientBase(Generic[C]):
         self.names = Names()
         self._connections = connections
         self._pool: Pool[C] = Pool()
+        self._policies = Policies()
         self._warned = -WARN_SECONDS
         self._unsaid = 0
 

@@ -55,12 +55,15 @@ class Client(ClientBase["_Connection"]):
         """
         id_ = self.names.next()
         try:
-            body = act_body(observation, id_, episode, mask, deterministic, temperature, seed)
-            return self._ask(
+            policy = self._policies.of(episode)
+            body = act_body(observation, id_, episode, policy, mask, deterministic, temperature, seed)
+            action = self._ask(
                 "/v1/act", body, self._timeout, of_one(episode), lambda answer: read_action(answer, id_)
             )
         except PolicyError as error:
             return self.instead(error, observation, mask, id_)
+        self._policies.answered(episode, action)
+        return action
 
     def act_batch(
         self,
@@ -76,13 +79,17 @@ class Client(ClientBase["_Connection"]):
         ids = [self.names.next() for _ in observations]
         try:
             named = () if episodes is None else episodes
-            body = batch_body(observations, ids, episodes, masks, deterministic, temperature, seed)
-            return self._ask("/v1/act", body, self._timeout, named, lambda answer: read_batch(answer, ids))
+            policies = [self._policies.of(episode) for episode in named]
+            body = batch_body(observations, ids, episodes, policies, masks, deterministic, temperature, seed)
+            actions = self._ask("/v1/act", body, self._timeout, named, lambda answer: read_batch(answer, ids))
         except PolicyError as error:
             return [
                 self.instead(error, observation, None if masks is None else masks[i], ids[i])
                 for i, observation in enumerate(observations)
             ]
+        for episode, action in zip(named, actions, strict=False):
+            self._policies.answered(episode, action)
+        return actions
 
     def reward(
         self,
@@ -99,10 +106,13 @@ class Client(ClientBase["_Connection"]):
             TypeError: it is for both or for neither.
 
         """
-        return self._send(reward_body(reward, id, episode, length), of_one(episode))
+        body = reward_body(reward, id, episode, length)
+        self._policies.ended([episode])
+        return self._send(body, of_one(episode))
 
     def rewards(self, rewards: Sequence[dict[str, Any]]) -> bool:
         """Several at once: `{"id", "reward"}` or `{"episode", "return", "length"}`; as `reward`."""
+        self._policies.ended(row.get("episode") for row in rewards)
         return self._send({"rewards": rewards}, ())
 
     def close(self) -> None:

@@ -58,12 +58,13 @@ def act_body(
     observation: Any,
     id_: str,
     episode: str | None,
+    policy: str | None,
     mask: Any,
     deterministic: bool | None,
     temperature: float | None,
     seed: int | None,
 ) -> bytes:
-    """The request for one action.
+    """The request for one action; `policy` is the digest of the one that the episode runs on.
 
     Raises:
         Refused: the observation is no numbers, or holds one that JSON has not.
@@ -72,6 +73,8 @@ def act_body(
     body: dict[str, Any] = {"observation": observation, "id": id_}
     if episode is not None:
         body["episode"] = episode
+    if policy is not None:
+        body["policy"] = policy
     if mask is not None:
         body["mask"] = mask
     return encode(_with_choices(body, deterministic, temperature, seed))
@@ -81,6 +84,7 @@ def batch_body(
     observations: Any,
     ids: Sequence[str],
     episodes: Sequence[str] | None,
+    policies: Sequence[str | None],
     masks: Any,
     deterministic: bool | None,
     temperature: float | None,
@@ -90,6 +94,8 @@ def batch_body(
     body: dict[str, Any] = {"observations": observations, "ids": ids}
     if episodes is not None:
         body["episodes"] = episodes
+    if any(policies):
+        body["policies"] = policies
     if masks is not None:
         body["masks"] = masks
     return encode(_with_choices(body, deterministic, temperature, seed))

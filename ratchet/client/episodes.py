@@ -35,6 +35,7 @@ class Episode:
         self._received: deque[bytes] = deque()
         # Answers that nobody waits for any more, and that come before the next one.
         self._owed = 0
+        self._policy: str | None = None
 
     def act(
         self,
@@ -49,10 +50,15 @@ class Episode:
         client = self._client
         id_ = client.names.next()
         try:
-            request = frame(act_body(observation, id_, None, mask, deterministic, temperature, seed))
-            return client.attempt(lambda deadline: read_action(self._exchange(request, deadline), id_))
+            request = frame(
+                act_body(observation, id_, None, self._policy, mask, deterministic, temperature, seed)
+            )
+            action = client.attempt(lambda deadline: read_action(self._exchange(request, deadline), id_))
         except PolicyError as error:
             return client.instead(error, observation, mask, id_)
+        if action.fallback is None:
+            self._policy = action.digest
+        return action
 
     def reward(self, total: float, length: int | None = None) -> bool:
         """The episode's return; as `Client.reward`."""
@@ -139,6 +145,7 @@ class AsyncEpisode:
         self._client = client
         self.name = name or client.names.next()
         self._connection: _Connection | None = None
+        self._policy: str | None = None
 
     async def act(
         self,
@@ -157,10 +164,15 @@ class AsyncEpisode:
             return read_action(good(message(await self._exchange(request))), id_)
 
         try:
-            request = frame(act_body(observation, id_, None, mask, deterministic, temperature, seed))
-            return await client.attempt(once)
+            request = frame(
+                act_body(observation, id_, None, self._policy, mask, deterministic, temperature, seed)
+            )
+            action = await client.attempt(once)
         except PolicyError as error:
             return client.instead(error, observation, mask, id_)
+        if action.fallback is None:
+            self._policy = action.digest
+        return action
 
     async def reward(self, total: float, length: int | None = None) -> bool:
         """The episode's return; as `Client.reward`."""

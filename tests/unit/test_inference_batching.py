@@ -6,8 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policyserver import RECURRENT, Broken, Kept, Pair, Running, answers, policy, post, serving
-from test_inference_routing import send_to, two_servers
+from policyserver import (
+    RECURRENT,
+    Broken,
+    Kept,
+    Pair,
+    Running,
+    answers,
+    policy,
+    post,
+    send_to,
+    serving,
+    two_servers,
+)
 
 OBSERVATION = [0.1, -0.2, 0.3, 0.4]
 BODY = json.dumps({"observation": OBSERVATION})

@@ -16,11 +16,11 @@ import pytest
 import websocket
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policyserver import SPEC, Pair, Running, answers, policy, post, serving
+from policyserver import SPEC, Pair, Running, answers, policy, post, send_to, serving
 from ratchet_inference.admin import PolicyRequest
 from ratchet_inference.decisions.rewards import Rewards, RewardSettings
 from ratchet_inference.residents import Residents
-from test_inference_routing import http_answer, send_to, stand_in
+from test_inference_routing import http_answer, stand_in
 
 from ratchet.api.v1alpha1.serverstats import ServerStats
 from ratchet.policies import PolicySpec, SpaceSpec, parameter_shapes
@@ -318,6 +318,9 @@ def test_metrics_are_the_numbers_of_the_stats():
     assert samples["ratchet_policy_requests_total", *arm] == 3
     assert samples["ratchet_policy_predictions_total", *arm] == 6
     assert samples["ratchet_policy_latency_seconds_count", *arm] == 3
+    assert samples["ratchet_policy_mask_violations_total", *arm] == 0
+    assert samples["ratchet_policy_nan_answers_total", *arm] == 0
+    assert samples["ratchet_policy_breaker_open",] == 0
     assert samples["ratchet_policy_refusals_total", ("code", "wrong-shape")] == 1
 
 

@@ -13,31 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from policyserver import RECURRENT, Broken, Pair, Running, policy, serving
+from policyserver import RECURRENT, Broken, Pair, Running, policy, send_to, serving, tallies, two_servers
 from ratchet_inference.breaker import Breaker
 from ratchet_inference.dispatch import share
 
-from ratchet.api.v1alpha1.serverstats import Route
-
 OBSERVATION = [0.1, -0.2, 0.3, 0.4]
-
-
-def send_to(running: Running, port: int, weight: float, generation: int = 1, **more: Any) -> None:
-    route = Route(generation=generation, canary=f"http://127.0.0.1:{port}", weight=weight, **more)
-    running.call(lambda: running.server.dispatch.set_route(route))
-
-
-def tallies(running: Running, arm: str) -> list[Any]:
-    return [one for one in running.stats()["arms"] if one["arm"] == arm]
-
-
-@contextmanager
-def two_servers(**settings: Any) -> Generator[tuple[Running, Running]]:
-    with (
-        serving(Pair(policy("c", seed=1))) as canary,
-        serving(Pair(policy("a")), **settings) as stable,
-    ):
-        yield stable, canary
 
 
 @contextmanager
