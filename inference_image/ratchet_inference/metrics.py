@@ -25,11 +25,18 @@ def _lines(state: Mapping[str, Any]) -> Iterator[str]:
     yield from _simple("shed_total", "counter", "Requests refused before the queue grew.", state["shed"])
     yield from _simple("swaps_total", "counter", "Policies that took over.", state["swaps"])
     yield from _simple("canary_weight", "gauge", "Share of episodes sent on.", state["route"]["weight"])
+    is_open = state["route"]["breaker"] != "Closed"
+    yield from _simple("breaker_open", "gauge", "Whether the canary is left out, as broken.", int(is_open))
     yield from _family("refusals_total", "counter", "Requests refused as wrong, by code.")
     for code, number in state["refusals"].items():
         yield _sample("refusals_total", {"code": code}, number)
-    for name, key in (("requests_total", "requests"), ("predictions_total", "predictions")):
-        yield from _family(name, "counter", f"{key.capitalize()} answered.")
+    for name, key, words in (
+        ("requests_total", "requests", "Requests answered."),
+        ("predictions_total", "predictions", "Rows answered; a request can have many."),
+        ("mask_violations_total", "maskViolations", "Actions that their mask forbids; none was given."),
+        ("nan_answers_total", "nanAnswers", "Answers with NaN or infinity; none was given."),
+    ):
+        yield from _family(name, "counter", words)
         for arm in arms:
             yield _sample(name, _of(arm), arm[key])
     yield from _family("errors_total", "counter", "Failures of a policy or its server, by class.")
