@@ -11,17 +11,33 @@ from pydantic import Field
 from ratchet.api.v1alpha1.base import ApiModel, FreeForm
 
 STATS_VERSION = 1
+# Ten to a factor of ten (ISO 3): a quantile that doubles moves by three.
 LATENCY_BOUNDS_SECONDS = (
-    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
+    0.0001, 0.000125, 0.00016, 0.0002, 0.00025, 0.000315, 0.0004, 0.0005, 0.00063, 0.0008,
+    0.001, 0.00125, 0.0016, 0.002, 0.0025, 0.00315, 0.004, 0.005, 0.0063, 0.008,
+    0.01, 0.0125, 0.016, 0.02, 0.025, 0.0315, 0.04, 0.05, 0.063, 0.08,
+    0.1, 0.125, 0.16, 0.2, 0.25, 0.315, 0.4, 0.5, 0.63, 0.8, 1.0,
 )  # fmt: skip
 
 
 class Route(ApiModel):
-    """Which share of the episodes goes to the canary. A server starts with none: everything is its own."""
+    """Which share of the episodes goes to the canary. A server starts with none: everything is its own.
+
+    Whatever the weight, 0 too, an episode that names `digest` as its policy goes to the canary. So a route of
+    weight 0 with a digest takes no new episode and lets those there end there; one without canary, or without
+    digest, takes them all back.
+    """
 
     generation: int = Field(default=0, ge=0, description="Of the writer; an older one is refused.")
     canary: str | None = Field(default=None, pattern=r"^https?://[^/?#]+$", description="http://host:port")
     weight: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False, description="Share of the episodes.")
+    mirror: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the episodes answered here of which the canary gets a copy that nobody waits for.",
+    )
     salt: str = Field(
         default="",
         max_length=256,
