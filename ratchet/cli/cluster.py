@@ -4,6 +4,7 @@ The Kubernetes client is imported when it is first needed; `ratchet --help` does
 """
 
 import json
+import math
 import queue
 import threading
 import time
@@ -60,8 +61,11 @@ class Cluster(Protocol):
         """Merge a change into an object that exists."""
         ...
 
-    def watch(self, kind: Kind, name: str) -> Iterator[Resource | None]:
-        """Yield the object at once and on every change, for ever; None once it has been deleted."""
+    def watch(self, kind: Kind, name: str, limit: float | None = None) -> Iterator[Resource | None]:
+        """Yield the object at once and on every change; None once it has been deleted.
+
+        Ends after `limit` seconds, never without one.
+        """
         ...
 
     def pods(self, selector: str) -> list[str]:
@@ -178,13 +182,16 @@ class KubernetesCluster:
                 ),
             )
 
-    def watch(self, kind: Kind, name: str) -> Iterator[Resource | None]:
-        """Yield the object at once and on every change, for ever; None once it has been deleted."""
-        failed = 0
-        while True:
+    def watch(self, kind: Kind, name: str, limit: float | None = None) -> Iterator[Resource | None]:
+        """Yield the object at once and on every change; None once it has been deleted.
+
+        Ends after `limit` seconds, never without one.
+        """
+        failed, until = 0, math.inf if limit is None else time.monotonic() + limit
+        while (left := until - time.monotonic()) > 0:
             try:
                 with self._words():
-                    for event in self._events(kind, name):
+                    for event in self._events(kind, name, math.ceil(min(left, WATCH_SECONDS))):
                         failed = 0
                         yield None if event["type"] == "DELETED" else cast(Resource, event["object"])
                 # A relist is due: what was deleted in between would send no event.
@@ -194,9 +201,9 @@ class KubernetesCluster:
                 failed += 1
                 if error.code is not Exit.UNAVAILABLE or failed > RECONNECTS:
                     raise
-                time.sleep(RECONNECT_PAUSE_SECONDS)
+                time.sleep(min(RECONNECT_PAUSE_SECONDS, max(0.0, until - time.monotonic())))
 
-    def _events(self, kind: Kind, name: str) -> Iterator[Resource]:
+    def _events(self, kind: Kind, name: str, lasting: int) -> Iterator[Resource]:
         from kubernetes import watch
 
         try:
@@ -204,8 +211,8 @@ class KubernetesCluster:
                 self._custom.list_namespaced_custom_object,
                 *(GROUP, VERSION, self.namespace, kind.plural),
                 field_selector=f"metadata.name={name}",
-                timeout_seconds=WATCH_SECONDS,
-                _request_timeout=(CONNECT_SECONDS, WATCH_SECONDS + READ_SECONDS),
+                timeout_seconds=lasting,
+                _request_timeout=(CONNECT_SECONDS, lasting + READ_SECONDS),
             )
         except Exception as error:
             if getattr(error, "status", None) != 410:  # too old a version: start anew

@@ -4,23 +4,33 @@ A command here reads its arguments, asks the cluster, and hands the answer to a 
 said is in `words`, `tables` and `live`; what is asked of Kubernetes is in `cluster`.
 """
 
-import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import typer
-import yaml
-from rich.console import Console, RenderableType
-from typer.core import TyperGroup
+from rich.console import Console
 
 from ratchet import __version__
-from ratchet.api.v1alpha1.kinds import KINDS, RL_TRAINING_JOB
+from ratchet.api.v1alpha1.kinds import KINDS, POLICY_DEPLOYMENT, RL_TRAINING_JOB
 from ratchet.cli import live, manifests, tables
-from ratchet.cli.cluster import Cluster, Connect, Resource, Target, connect
+from ratchet.cli.cluster import Cluster, Resource, Target
 from ratchet.cli.export import Weights, Which, export, of_job
+from ratchet.cli.options import (
+    Context,
+    Everywhere,
+    Format,
+    Group,
+    Kubeconfig,
+    Namespace,
+    data,
+    existing,
+    now,
+    reach,
+    show,
+)
 from ratchet.cli.outcome import EPILOG, CommandError, Exit
+from ratchet.cli.rollout.commands import app as rollout
 from ratchet.cli.words import ended, value
 
 JOB_LABEL = "ratchet.dev/job"
@@ -28,21 +38,8 @@ COMPONENT_LABEL = "ratchet.dev/component"
 WIDE_COLUMNS = 160
 
 
-class _Group(TyperGroup):
-    """Says a user's mistake in a sentence, without a stack trace."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except CommandError as error:
-            Console(stderr=True).print(
-                f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False
-            )
-            raise typer.Exit(error.code) from error
-
-
 app = typer.Typer(
-    cls=_Group,
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -50,49 +47,18 @@ app = typer.Typer(
     help="Train reinforcement-learning policies on Kubernetes.",
 )
 
-Namespace = Annotated[
-    str | None, typer.Option("--namespace", "-n", help="Default: the namespace of the kubeconfig's context.")
-]
-Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
-Kubeconfig = Annotated[
-    str | None, typer.Option("--kubeconfig", help="Default: $KUBECONFIG, then ~/.kube/config.")
-]
-Format = Annotated[
-    Literal["json", "yaml"] | None, typer.Option("--output", "-o", help="The object itself, as data.")
-]
+app.add_typer(rollout, name="rollout")
+
 Name = Annotated[str, typer.Argument(help="Name of an RLTrainingJob.", show_default=False)]
-
-
-def _cluster(ctx: typer.Context, target: Target) -> Cluster:
-    return cast(Connect, ctx.obj or connect)(target)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _print(what: RenderableType, width: int = 0) -> None:
-    console = Console()
-    if width > console.width:
-        console = Console(width=width)
-    console.print(what, highlight=False)
-
-
-def _data(content: Any, form: str) -> None:
-    if form == "json":
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    else:
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    typer.echo(text, nl=False)
 
 
 def _job(cluster: Cluster, name: str) -> Resource:
     job = cluster.get(RL_TRAINING_JOB, name)
-    if job is None:
-        known = [str(value(other, "metadata.name")) for other in cluster.objects(RL_TRAINING_JOB)]
-        there = f"there are {', '.join(known[:8])}" if known else "there is none"
-        raise CommandError(f"no RLTrainingJob {name} in namespace {cluster.namespace}: {there}")
-    return job
+    if job is None and cluster.get(POLICY_DEPLOYMENT, name) is not None:
+        raise CommandError(
+            f"{name} is a PolicyDeployment and no RLTrainingJob: ratchet rollout status {name}"
+        )
+    return job or existing(cluster, RL_TRAINING_JOB, name)
 
 
 def _read_files(files: list[str]) -> list[manifests.Manifest]:
@@ -142,18 +108,18 @@ def train(
 
     # A file may name its namespace; what is watched is then there too.
     target = Target(namespace or value(jobs[0], "metadata.namespace"), context, kubeconfig)
-    cluster = _cluster(ctx, target)
+    cluster = reach(ctx, target)
     applied = [cluster.apply(resource, KINDS[resource["kind"]]) for resource in resources]
     if output:
-        _data(applied[0] if len(applied) == 1 else {"items": applied}, output)
+        data(applied[0] if len(applied) == 1 else {"items": applied}, output)
         return
     for resource in resources:
-        _print(f"{KINDS[resource['kind']].name}/{resource['metadata']['name']} applied")
+        show(f"{KINDS[resource['kind']].name}/{resource['metadata']['name']} applied")
     name = str(jobs[0]["metadata"]["name"])
     if watch:
         _watch(cluster, name)
     else:
-        _print(f"watch it learn: ratchet watch {name}")
+        show(f"watch it learn: ratchet watch {name}")
 
 
 @app.command("watch", epilog=EPILOG)
@@ -165,7 +131,7 @@ def watch_job(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Watch a job learn until it ends."""
-    cluster = _cluster(ctx, Target(namespace, context, kubeconfig))
+    cluster = reach(ctx, Target(namespace, context, kubeconfig))
     _job(cluster, name)
     _watch(cluster, name)
 
@@ -173,11 +139,11 @@ def watch_job(
 def _watch(cluster: Cluster, name: str) -> None:
     console = Console()
     try:
-        job = live.follow(cluster.watch(RL_TRAINING_JOB, name), console, _now)
+        job = live.follow(cluster.watch(RL_TRAINING_JOB, name), console, now)
     except KeyboardInterrupt:
         console.print(f"\nstopped watching; {name} goes on. See it again: ratchet watch {name}")
         raise typer.Exit(Exit.INTERRUPTED) from None
-    console.print(live.summary(job, _now()), highlight=False)
+    console.print(live.summary(job, now()), highlight=False)
     raise typer.Exit(Exit.OK if ended(job) else Exit.NO)
 
 
@@ -186,7 +152,7 @@ def status(
     ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(help="One job in detail; default: list all.")] = None,
     namespace: Namespace = None,
-    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="List all namespaces.")] = False,
+    everywhere: Everywhere = False,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
     output: Annotated[
@@ -195,20 +161,20 @@ def status(
     ] = None,
 ) -> None:
     """List the jobs, or show one with its conditions."""
-    cluster = _cluster(ctx, Target(namespace, context, kubeconfig))
+    cluster = reach(ctx, Target(namespace, context, kubeconfig))
     if name:
         job = _job(cluster, name)
         if output in ("json", "yaml"):
-            _data(job, output)
+            data(job, output)
         else:
-            _print(tables.detail(job, _now()))
+            show(tables.detail(job, now()))
         return
     jobs = cluster.objects(RL_TRAINING_JOB, everywhere)
     if output in ("json", "yaml"):
-        _data({"apiVersion": "v1", "kind": "List", "items": jobs}, output)
+        data({"apiVersion": "v1", "kind": "List", "items": jobs}, output)
     elif jobs:
         wide = output == "wide"
-        _print(tables.jobs(jobs, _now(), wide, everywhere), width=WIDE_COLUMNS if wide else 0)
+        show(tables.jobs(jobs, now(), wide, everywhere), width=WIDE_COLUMNS if wide else 0)
     else:
         where = "any namespace" if everywhere else f"namespace {cluster.namespace}"
         Console(stderr=True).print(f"no RLTrainingJob in {where}", highlight=False)
@@ -228,7 +194,7 @@ def logs(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Print the log of a job's trainer, or of its workers."""
-    cluster = _cluster(ctx, Target(namespace, context, kubeconfig))
+    cluster = reach(ctx, Target(namespace, context, kubeconfig))
     component = "rollouts" if workers else "trainer"
     _job(cluster, name)
     pods = cluster.pods(f"{JOB_LABEL}={name},{COMPONENT_LABEL}={component}")
@@ -254,11 +220,11 @@ def checkpoints(
 
     From the job's status, so no S3 credentials are needed; the bucket holds the whole list.
     """
-    job = _job(_cluster(ctx, Target(namespace, context, kubeconfig)), name)
+    job = _job(reach(ctx, Target(namespace, context, kubeconfig)), name)
     if output:
-        _data(value(job, "status.checkpoints") or {}, output)
+        data(value(job, "status.checkpoints") or {}, output)
     else:
-        _print(tables.checkpoints(job, _now()))
+        show(tables.checkpoints(job, now()))
 
 
 @app.command("export", epilog=EPILOG)
@@ -286,17 +252,17 @@ def export_policy(
     """
     uri, digest, region = source, None, None
     if not any(mark in source for mark in "/."):
-        job = _job(_cluster(ctx, Target(namespace, context, kubeconfig)), source)
+        job = _job(reach(ctx, Target(namespace, context, kubeconfig)), source)
         uri, digest, its_endpoint, region = of_job(job, checkpoint)
         endpoint = endpoint or its_endpoint
     artifact = export(uri, digest, folder, weights, endpoint, region)
     if output:
         content = artifact.description.model_dump(mode="json", by_alias=True)
-        _data({"digest": artifact.digest, "folder": str(folder), **content}, output)
+        data({"digest": artifact.digest, "folder": str(folder), **content}, output)
         return
     lineage = artifact.description.lineage
-    _print(f"{folder}: policy of {lineage.job} at {lineage.steps:,} steps, {weights} weights")
-    _print(f"digest sha256:{artifact.digest}")
+    show(f"{folder}: policy of {lineage.job} at {lineage.steps:,} steps, {weights} weights")
+    show(f"digest sha256:{artifact.digest}")
 
 
 @app.command(epilog=EPILOG)
@@ -309,7 +275,7 @@ def suspend(
     output: Format = None,
 ) -> None:
     """Stop a job's pods after a last checkpoint; the job keeps its place."""
-    cluster = _cluster(ctx, Target(namespace, context, kubeconfig))
+    cluster = reach(ctx, Target(namespace, context, kubeconfig))
     _set_suspend(cluster, name, True, output)
 
 
@@ -323,7 +289,7 @@ def resume(
     output: Format = None,
 ) -> None:
     """Go on with a suspended job from its newest checkpoint."""
-    cluster = _cluster(ctx, Target(namespace, context, kubeconfig))
+    cluster = reach(ctx, Target(namespace, context, kubeconfig))
     _set_suspend(cluster, name, False, output)
 
 
@@ -333,12 +299,12 @@ def _set_suspend(cluster: Cluster, name: str, wanted: bool, output: str | None) 
         raise CommandError(f"{name} has ended: there is nothing to {'suspend' if wanted else 'resume'}")
     changed = cluster.patch(RL_TRAINING_JOB, name, {"spec": {"suspend": wanted}})
     if output:
-        _data(changed, output)
+        data(changed, output)
     elif bool(value(job, "spec.suspend")) == wanted:
-        _print(f"{name} was {'suspended' if wanted else 'not suspended'} already")
+        show(f"{name} was {'suspended' if wanted else 'not suspended'} already")
     else:
         then = f"resume it: ratchet resume {name}" if wanted else f"watch it: ratchet watch {name}"
-        _print(f"{name} {'suspended' if wanted else 'resumed'}; {then}")
+        show(f"{name} {'suspended' if wanted else 'resumed'}; {then}")
 
 
 @app.command(epilog=EPILOG)
@@ -371,13 +337,13 @@ def validate(
             }
             for finding in found
         ]
-        _data({"valid": not found, "problems": problems}, output)
+        data({"valid": not found, "problems": problems}, output)
         raise typer.Exit(Exit.NO if found else Exit.OK)
     _refuse(found, err=False)
     if not judged:
         raise CommandError(f"{', '.join(files)}: has no object of Ratchet's", Exit.USAGE)
     for manifest in judged:
-        _print(f"{manifest.file}: {manifest.name}: valid")
+        show(f"{manifest.file}: {manifest.name}: valid")
 
 
 def _refuse(found: list[manifests.Finding], err: bool) -> None:

@@ -10,6 +10,7 @@ class Exit(IntEnum):
     NO = 1  # the job failed, or the manifest is refused
     USAGE = 2  # wrong arguments, or a file that can't be read
     UNAVAILABLE = 69  # no cluster to talk to (EX_UNAVAILABLE of sysexits.h)
+    TIMED_OUT = 124  # --timeout passed, as with timeout(1)
     INTERRUPTED = 130  # Ctrl-C
 
 

@@ -21,7 +21,8 @@ from ratchet.cli.words import (
 )
 
 
-def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+def bare_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Make a table without lines, whose cells are cut rather than wrapped."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(
@@ -38,7 +39,7 @@ def jobs(found: list[Resource], now: datetime, wide: bool = False, everywhere: b
         columns.insert(0, "Namespace")
     if wide:
         columns += ["Version", "Lag", "Device", "Checkpoint", "Attempt"]
-    table = _table(*columns, right=numbers)
+    table = bare_table(*columns, right=numbers)
     for job in found:
         condition = state(job)
         row: list[str | Text] = [
@@ -84,14 +85,14 @@ def detail(job: Resource, now: datetime) -> RenderableType:
         facts,
     ]
     if known := conditions(job):
-        table = _table("Condition", "Is", "For", "Because")
+        table = bare_table("Condition", "Is", "For", "Because")
         table.columns[-1].no_wrap = False
         for item in known:
             because = str(item.get("message") or item.get("reason", ""))
             table.add_row(item["type"], item["status"], since(item.get("lastTransitionTime"), now), because)
         parts += ["", table]
     if failed := value(job, "status.failures"):
-        table = _table("Failure", "Exit", "Was", "Ago", "Said")
+        table = bare_table("Failure", "Exit", "Was", "Ago", "Said")
         table.columns[-1].no_wrap = False
         for item in failed:
             table.add_row(
@@ -141,7 +142,7 @@ def evaluation(result: Resource) -> str:
 
 def checkpoints(job: Resource, now: datetime) -> RenderableType:
     """Show the checkpoints that the status names, with what is needed to fetch them."""
-    table = _table("", "Steps", "Version", "Return", "Age", right=("Steps", "Version", "Return"))
+    table = bare_table("", "Steps", "Version", "Return", "Age", right=("Steps", "Version", "Return"))
     places: list[RenderableType] = []
     for name in ("latest", "best"):
         found = value(job, f"status.checkpoints.{name}")

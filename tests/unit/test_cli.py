@@ -134,7 +134,7 @@ class FakeCluster:
         changed["spec"].update(change["spec"])
         return changed
 
-    def watch(self, kind: Kind, name: str) -> Iterator[Resource | None]:
+    def watch(self, kind: Kind, name: str, limit: float | None = None) -> Iterator[Resource | None]:
         for step in self.script:
             if isinstance(step, type):
                 raise step

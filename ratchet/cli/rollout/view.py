@@ -1,0 +1,214 @@
+"""What a rollout looks like: a screen of one, a list of many, its past. No calls to the cluster from here."""
+
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ratchet.api.v1alpha1.policydeployment import Arm, DecisionRecord, Lineage
+from ratchet.cli.rollout import guards
+from ratchet.cli.rollout.seen import Seen, left, short, steps
+from ratchet.cli.tables import bare_table
+from ratchet.cli.words import NONE, number, since, span
+
+WIDE = 92  # columns from which each guard's bound has its place
+NARROW = 72  # below: only the verdict, the values and the odds
+STRATEGIES = {
+    "Canary": "canary",
+    "BlueGreen": "blue-green",
+    "Shadow": "shadow",
+    "AB": "A/B test",
+    "AllAtOnce": "all at once",
+}
+OUTCOMES = {"Promoted": "green", "Failed": "red", "TimedOut": "red", "Aborted": "yellow", "Superseded": "dim"}
+ORDINARY = frozenset({"Progressing", "Ready"})
+
+
+def screen(seen: Seen, now: datetime, width: int) -> RenderableType:
+    """Show one rollout."""
+    status = seen.status
+    parts: list[RenderableType] = [*_head(seen, now), "", _arms(seen, width)]
+    if status.trial is not None and status.decisions:
+        parts += ["", _verdicts(status.decisions, width), *_reasons(status.decisions, seen.message)]
+    if status.trial is not None and seen.spec.strategy.type == "AB":
+        parts += ["", _report(status.decisions)]
+    parts += ["", _lineage(seen)]
+    for item in status.quarantined:
+        parts.append(Text(f"Quarantined {short(item.digest)}: {item.message}", "yellow"))
+    if hint := _hint(seen):
+        parts += ["", Text(f"Next: {hint}", "dim")]
+    return Group(*parts)
+
+
+def _head(seen: Seen, now: datetime) -> list[RenderableType]:
+    way = steps(seen)
+    strategy = STRATEGIES[seen.spec.strategy.type]
+    title = Text.assemble((seen.name, "bold"), "  ", (seen.reason, seen.colour), ("  " + strategy, "dim"))
+    if clock := left(seen, now):
+        title.append(f"  {span(clock[1])} {clock[0]}", "dim")
+    lines: list[RenderableType] = [title]
+    if way:
+        path = Text()
+        for step in way:
+            path.append(" → " if path else "", "dim")
+            mark, style = {"done": (" ✓", "green"), "now": (" ●", "bold"), "ahead": ("", "dim")}[step.state]
+            path.append(step.label + mark, style)
+        lines.append(path)
+    lines.append(Text(seen.message, seen.colour if seen.colour != "cyan" else ""))
+    for condition in seen.status.conditions:
+        is_odd = condition.type == "Ready" and condition.status != "True"
+        if is_odd or condition.type not in ORDINARY:
+            lines.append(Text(f"{condition.type} is {condition.status}: {condition.message}", "yellow"))
+    if seen.is_leaving:
+        lines.append(Text("It is being deleted.", "yellow"))
+    return lines
+
+
+def _arms(seen: Seen, width: int) -> RenderableType:
+    arms = [
+        (name, arm) for name, arm in (("stable", seen.status.stable), ("canary", seen.status.canary)) if arm
+    ]
+    if not arms:
+        return Text("No policy serves yet.")
+    told = bare_table("Arm", "Policy", "Weight", "Pods", "Req/s", "From", right=("Weight", "Pods", "Req/s"))
+    for name, arm in arms:
+        told.add_row(
+            name,
+            Text(short(arm.digest), "bold"),
+            f"{arm.weight}%",
+            Text(f"{arm.ready}/{arm.replicas}", "" if arm.ready >= arm.replicas else "yellow"),
+            number(arm.requests_per_second, 1),
+            _origin(arm),
+        )
+    return told
+
+
+def _origin(arm: Arm) -> str:
+    made = arm.lineage
+    if made is None:
+        return NONE
+    if made.job is None:
+        return made.checkpoint or NONE
+    return made.job if made.steps is None else f"{made.job}, {number(made.steps)} steps"
+
+
+def _verdicts(records: list[DecisionRecord], width: int) -> RenderableType:
+    names = ["Guard", "Verdict", "Canary", "Stable", "n", "Interval", "Allowed", "Odds"]
+    if width < WIDE:
+        names.remove("Allowed")
+    if width < NARROW:
+        names.remove("Interval")
+        names.remove("n")
+    told = bare_table(*names, right=("Canary", "Stable", "n", "Odds"))
+    for record in records:
+        row = guards.row(record)
+        cells = {
+            "Guard": row.guard,
+            "Verdict": Text(row.verdict, row.colour),
+            "Canary": row.canary,
+            "Stable": row.stable,
+            "n": row.samples,
+            "Interval": row.interval,
+            "Allowed": row.allowed,
+            "Odds": row.odds,
+        }
+        told.add_row(*(cells[name] for name in names))
+    return told
+
+
+def _reasons(records: list[DecisionRecord], said: str) -> list[RenderableType]:
+    """What stands in the way, in the judge's words; not what the headline says already."""
+    open_ = [one for one in records if one.verdict != "Pass" and one.message and one.message not in said]
+    return [Text.assemble((f"{one.guard}: ", guards.COLOURS[one.verdict]), one.message) for one in open_]
+
+
+def _report(records: list[DecisionRecord]) -> RenderableType:
+    found = next((one for one in records if one.guard == "episodeReturn"), None)
+    if found is None:
+        return Text("Difference of mean returns: no returns yet")
+    conclusion, figures = guards.report(found)
+    return Text.assemble(("Difference of mean returns: ", "bold"), figures, ": ", (conclusion, "bold"))
+
+
+def _lineage(seen: Seen) -> RenderableType:
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, arm in (("stable", seen.status.stable), ("canary", seen.status.canary)):
+        if arm is not None:
+            facts.add_row(name, " → ".join(lineage(arm.digest, arm.lineage)))
+    if seen.status.previous is not None:
+        facts.add_row("before", f"{short(seen.status.previous)}, which undo goes back to")
+    return facts
+
+
+def lineage(digest: str, made: Lineage | None) -> list[str]:
+    """Where a policy comes from, from the job to the server that answers."""
+    found: list[str] = []
+    if made is not None and made.job is not None:
+        found.append(f"job {made.job}")
+    if made is not None and made.attempt is not None:
+        found.append(f"attempt {made.attempt}")
+    if made is not None and made.configuration is not None:
+        found.append(f"configuration {short(made.configuration)}")
+    found.append(f"checkpoint {short(digest)}")
+    if made is not None and made.image is not None:
+        found.append(f"image {short(made.image.rpartition('@')[2])}")
+    return found
+
+
+def _hint(seen: Seen) -> str:
+    match seen.reason:
+        case "AwaitingApproval" if seen.status.trial is not None:
+            return f"ratchet rollout resume {seen.name}, or abort"
+        case "AwaitingApproval":
+            return f"ratchet rollout promote {seen.name}"
+        case "Paused":
+            return f"ratchet rollout resume {seen.name}, or promote, or abort"
+        case "Quarantined" | "AttemptsExhausted":
+            return f"ratchet rollout history {seen.name}; to try it again: ratchet rollout retry {seen.name}"
+        case _:
+            return ""
+
+
+def history(seen: Seen, now: datetime) -> RenderableType:
+    """Show how past trials ended, the newest last, and what is on trial now."""
+    status = seen.status
+    kept_out = {item.digest for item in status.quarantined}
+    told = bare_table("Policy", "Ended", "Ago", "Because")
+    told.columns[-1].no_wrap = False
+    told.columns[-1].overflow = "fold"
+    for past in status.history:
+        because = past.message
+        if past.digest in kept_out and past.outcome != "Promoted":
+            because = f"{because} Quarantined.".strip()
+        told.add_row(
+            short(past.digest), Text(past.outcome, OUTCOMES[past.outcome]), since(past.time, now), because
+        )
+    if status.trial is not None and status.canary is not None:
+        told.add_row(short(status.canary.digest), Text("on trial", "cyan"), NONE, seen.message)
+    if not told.rows:
+        return Text("no trial yet")
+    if status.stable is None:
+        return told
+    return Group(told, "", Text(f"{short(status.stable.digest)} serves.", "dim"))
+
+
+def listing(found: list[Seen], created: list[str], now: datetime, everywhere: bool) -> RenderableType:
+    """List rollouts, one in each row."""
+    columns = ["Name", "Status", "Serving", "Ready", "Trial", "Weight", "Age"]
+    told = bare_table(*(["Namespace"] if everywhere else []), *columns, right=("Ready", "Weight"))
+    for seen, birth in zip(found, created, strict=True):
+        stable, canary = seen.status.stable, seen.status.canary
+        cells: list[str | Text] = [
+            seen.name,
+            Text(seen.reason, seen.colour),
+            short(stable.digest) if stable else NONE,
+            str(seen.status.ready),
+            short(canary.digest) if canary else NONE,
+            f"{canary.weight}%" if canary else NONE,
+            since(birth, now),
+        ]
+        told.add_row(*([seen.namespace] if everywhere else []), *cells)
+    return told
