@@ -29,6 +29,8 @@ class Court:
         alphas: the chance of a false rollback that each of them has, by name; they sum to falseRollbackRate.
         beta: the chance that a Pass is called proven and is not.
         wires: guards without statistics.
+        horizon: seconds that an episode gets to end and report.
+        baseline: mean return to compare with too.
 
     """
 
@@ -36,6 +38,8 @@ class Court:
     alphas: dict[str, float]
     beta: float
     wires: tuple[TripWire, ...]
+    horizon: float = 300.0
+    baseline: float | None = None
 
 
 def rules_of(spec: PolicyDeploymentSpec) -> Rules:
@@ -92,6 +96,8 @@ def court_of(spec: PolicyDeploymentSpec) -> Court:
         split(guards.false_rollback_rate, shares),
         guards.false_promotion_rate,
         tuple(wire for guard, wire in wires if guard.enabled),
+        float(seconds(guards.episode_return.horizon)),
+        guards.episode_return.baseline,
     )
 
 
