@@ -51,7 +51,7 @@ cluster: doctor setup ## Bring up a kind cluster with metrics, storage and S3; N
 .PHONY: images
 images: cluster ## Build the images and load them into the cluster, where they changed
 	@hack/cluster base-images
-	@hack/cluster build $(IMAGES)
+	@hack/cluster build $(IMAGES) inference-torch
 	@hack/cluster load --all $(IMAGES)
 
 .PHONY: install

@@ -16,11 +16,25 @@ from localcluster.settings import DOCKERFILES, Settings
 from localcluster.shell import StepError, answer, run
 from localcluster.steps import Step, content_hash
 
-IMAGES: Mapping[str, str] = {
-    "operator": "Dockerfile.operator",
-    "trainer": "trainer_image/Dockerfile",
-    "rollout": "rollout_image/Dockerfile",
-    "inference": "inference_image/Dockerfile",
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one of the project's images is built."""
+
+    dockerfile: str
+    base: str | None = None
+    """Another of these that it stands on; else Python's base image."""
+    by_name: bool = False
+    """It gets into the nodes only when it is asked for by its name."""
+
+
+IMAGES: Mapping[str, Recipe] = {
+    "operator": Recipe("Dockerfile.operator"),
+    "trainer": Recipe("trainer_image/Dockerfile", base="torch"),
+    "rollout": Recipe("rollout_image/Dockerfile"),
+    "inference": Recipe("inference_image/Dockerfile"),
+    "inference-torch": Recipe("inference_image/Dockerfile", base="torch", by_name=True),
+    "torch": Recipe("Dockerfile.torch", by_name=True),
 }
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 # What says where packages come from; whichever the machine has set reaches the build under the same name.
@@ -149,11 +163,14 @@ def build_step(name: str, settings: Settings) -> Step:
 
 
 def build(name: str, settings: Settings, log: Path) -> None:
-    if not (settings.repository / IMAGES[name]).is_file():
-        raise StepError(f"{IMAGES[name]} does not exist in the repository")
+    recipe = IMAGES[name]
+    if not (settings.repository / recipe.dockerfile).is_file():
+        raise StepError(f"{recipe.dockerfile} does not exist in the repository")
+    if recipe.base:
+        build(recipe.base, settings, log)
     prepare_build_folder(settings, log)
     arguments = {
-        "BASE_IMAGE": PYTHON.name(),
+        "BASE_IMAGE": image_name(recipe.base) if recipe.base else PYTHON.name(),
         **{key: os.environ[key] for key in PASSED_ON if os.environ.get(key)},
     }
     with tempfile.TemporaryFile(prefix="ratchet-context-") as context:
@@ -161,7 +178,7 @@ def build(name: str, settings: Settings, log: Path) -> None:
         context.seek(0)
         docker.build(
             f"ratchet-{name}:dev",
-            Path(IMAGES[name]),
+            Path(recipe.dockerfile),
             context,
             log=log,
             arguments=arguments,
@@ -198,7 +215,11 @@ def _owned_by_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 def loadable() -> list[str]:
     return [
-        *(name for name in IMAGES if docker.image_exists(f"ratchet-{name}:dev")),
+        *(
+            name
+            for name, recipe in IMAGES.items()
+            if not recipe.by_name and docker.image_exists(f"ratchet-{name}:dev")
+        ),
         *(["redis"] if REDIS.present() else []),
     ]
 

@@ -45,6 +45,11 @@ class Network(Protocol):
     """
 
     @property
+    def arithmetic(self) -> str:
+        """What multiplies, and in which numbers."""
+        ...
+
+    @property
     def has_value(self) -> bool:
         """Outputs have a value."""
         ...
@@ -88,6 +93,8 @@ class NumpyNetwork:
         ValueError: as `checked`.
 
     """
+
+    arithmetic = "numpy float32"
 
     def __init__(self, spec: PolicySpec, parameters: Mapping[str, ArrayLike]) -> None:
         own = checked(spec, parameters)

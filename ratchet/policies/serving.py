@@ -59,6 +59,7 @@ class ServedPolicy:
         self.digest = digest
         self.spec = spec
         self.has_value = network.has_value
+        self.arithmetic = network.arithmetic
         self.recurrent_size = spec.recurrent_size
         self._network = network
         self._draws = Draws(seed)

@@ -36,6 +36,7 @@ class TorchNetwork:
         self, spec: PolicySpec, parameters: Mapping[str, ArrayLike], weights: WeightFormat = "float32"
     ) -> None:
         torch.set_num_threads(1)
+        self.arithmetic = f"torch {weights}"
         own = {name: torch.tensor(value) for name, value in checked(spec, parameters).items()}
         self._space = spec.observation
         self._tanh = spec.activation == "Tanh"

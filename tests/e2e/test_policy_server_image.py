@@ -4,7 +4,8 @@ import asyncio
 import http.client
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +14,21 @@ import pytest
 from cluster import eventually
 from policyserver import SPEC, post
 
-from ratchet.policies import parameter_shapes
+from ratchet.policies import PolicySpec, SpaceSpec, parameter_shapes
 from ratchet.policies.artifact import PolicyLineage, make, write_folder
+from ratchet.policies.formats import WeightFormat
 
-IMAGE = "ratchet-inference:dev"
+IMAGE, TORCH_IMAGE = "ratchet-inference:dev", "ratchet-inference-torch:dev"
+LARGE = PolicySpec(
+    observation=SpaceSpec(kind="Box", shape=(256,), low=-1.0, high=1.0),
+    action=SpaceSpec(kind="Discrete", n=16, dtype="int64"),
+    hidden=(1024, 1024),
+)
+# Instructions without which numpy's float32 may be the faster.
+INSTRUCTIONS: dict[WeightFormat, set[str]] = {
+    "bfloat16": {"avx512_bf16", "amx_bf16"},
+    "int8": {"avx512_vnni", "amx_int8"},
+}
 REQUESTS_PER_SECOND, CONNECTIONS = 300, 16
 SWAPS, ANSWERS_PER_SWAP = 20, 150
 PATIENCE_SECONDS = 120
@@ -60,29 +72,38 @@ def given(tmp_path: Path) -> Path:
     return folder
 
 
+def written(folder: Path, spec: PolicySpec, seed: int = 0, weights: WeightFormat = "float32") -> str:
+    """Digest of a policy in a folder."""
+    rng = np.random.default_rng(seed)
+    parameters = {
+        name: (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+        for name, shape in parameter_shapes(spec).items()
+    }
+    observations = np.zeros((0, *spec.observation.shape), np.float32)
+    artifact = make(spec, parameters, observations, PolicyLineage(), weights)
+    write_folder(artifact, folder)
+    return artifact.digest
+
+
 @pytest.fixture
 def digests(given: Path) -> list[str]:
     """Of two policies, in the folders `0` and `1`."""
-    found: list[str] = []
-    for seed in range(2):
-        rng = np.random.default_rng(seed)
-        weights = {
-            name: rng.standard_normal(shape).astype(np.float32)
-            for name, shape in parameter_shapes(SPEC).items()
-        }
-        artifact = make(SPEC, weights, np.zeros((0, 4), np.float32), PolicyLineage())
-        write_folder(artifact, given / str(seed))
-        found.append(artifact.digest)
-    return found
+    return [written(given / str(seed), SPEC, seed) for seed in range(2)]
 
 
 @pytest.fixture
 def container(given: Path, digests: list[str]) -> Iterator[Container]:
+    with served(given, "--policy", "/given/0", "--digest", digests[0]) as running:
+        yield running
+
+
+@contextmanager
+def served(given: Path, *arguments: str, image: str = IMAGE) -> Generator[Container]:
+    """A server in a container until the end of the block."""
     id_ = docker(
         "run", "--detach", "--publish=127.0.0.1::8080", "--read-only", "--tmpfs=/tmp", "--user=10001:10001",
-        "--cap-drop=ALL", "--security-opt=no-new-privileges", f"--volume={given}:/given:ro", IMAGE,
-        "--policy", "/given/0", "--digest", digests[0], "--admin-token-file", "/given/token",
-        "--drain-delay-seconds", "2",
+        "--cap-drop=ALL", "--security-opt=no-new-privileges", f"--volume={given}:/given:ro", image,
+        *arguments, "--admin-token-file", "/given/token", "--drain-delay-seconds", "2",
         # On a machine that is busy with other tests, 100 ms late says nothing of the server.
         "--max-delay-ms", "10000",
     )  # fmt: skip
@@ -192,3 +213,34 @@ def test_swaps_and_an_end_under_load_fail_no_request(container: Container, diges
     assert load.wrong == []
     assert len(load.digests) == load.sent
     assert set(load.digests) == set(digests)
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_large_policies_are_computed_by_torch_where_the_image_has_it(
+    given: Path, weights: WeightFormat
+) -> None:
+    if INSTRUCTIONS[weights].isdisjoint(Path("/proc/cpuinfo").read_text().split()):
+        pytest.skip(f"the processor has no instructions for {weights}")
+    written(given / "large", LARGE, weights=weights)
+    written(given / "small", SPEC)
+
+    with served(given, "--policy", "/given/large", image=TORCH_IMAGE) as large:
+        status, answer = large.request("POST", "/v1/act", {"observations": np.eye(8, 256).tolist()})
+        assert (status, arithmetic(large), mapped(large, "libtorch")) == (200, f"torch {weights}", True)
+        assert json.loads(answer)["fallbacks"] == [None] * 8
+    with served(given, "--policy", "/given/small", image=TORCH_IMAGE) as small:
+        # torch takes 190 MiB, which a policy that gains nothing by it must not pay for.
+        assert (arithmetic(small), mapped(small, "libtorch")) == ("numpy float32", False)
+    with served(given, "--policy", "/given/large") as plain:
+        assert arithmetic(plain) == "numpy float32"
+
+
+def arithmetic(container: Container) -> str:
+    """What the server says that it computes its policy with."""
+    lines = map(json.loads, docker("logs", container.id).splitlines())
+    return next(line["arithmetic"] for line in lines if line["message"] == "loaded")
+
+
+def mapped(container: Container, library: str) -> bool:
+    """Whether the server's process has loaded a library."""
+    return library in docker("exec", container.id, "cat", "/proc/1/maps")

@@ -49,10 +49,10 @@ def test_each_image_build_takes_the_package_index_that_the_machine_has_set():
     from localcluster import images
 
     wanted = {name for name in images.PASSED_ON if name.startswith("UV_")}
-    for dockerfile in images.IMAGES.values():
-        text = (ROOT / dockerfile).read_text()
+    for recipe in images.IMAGES.values():
+        text = (ROOT / recipe.dockerfile).read_text()
         declared = {line.removeprefix("ARG ") for line in text.splitlines() if line.startswith("ARG ")}
-        assert wanted <= declared, dockerfile
+        assert wanted <= declared, recipe.dockerfile
 
 
 def test_a_machine_without_go_passes_the_first_look_since_setup_installs_it(monkeypatch: pytest.MonkeyPatch):

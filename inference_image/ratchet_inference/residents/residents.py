@@ -86,6 +86,8 @@ class Residents:
         artifact = self._artifact(source, digest)
         policy = artifact.policy(self._seed)
         _warm(policy, artifact, self._max_batch)
+        fields = {"digest": policy.digest, "weights": artifact.description.weights}
+        log.info("loaded", extra={"fields": fields | {"arithmetic": policy.arithmetic}})
         return policy
 
     def _artifact(self, source: str, digest: str | None) -> Artifact:
