@@ -1,0 +1,90 @@
+"""A PolicyDeployment of CartPole whose rollouts take seconds, and what its status says."""
+
+from typing import Any
+
+from rollouts.cartpoles import Stored
+
+Json = dict[str, Any]
+BUCKET = {
+    "bucket": "ratchet",
+    "endpoint": "http://s3.ratchet-s3.svc:9000",
+    "secretRef": {"name": "s3-credentials"},
+}
+# The players' episodes end after so many steps, each of which is worth 1.
+LONGEST_EPISODE = 50
+
+
+def source(policy: Stored) -> Json:
+    """A checkpoint by its place and its digest."""
+    key = policy.uri.removeprefix("s3://").partition("/")[2]
+    return {"type": "Checkpoint", "checkpoint": {"s3": {**BUCKET, "prefix": key}, "digest": policy.digest}}
+
+
+def manifest(name: str, first: Json, **spec: Any) -> Json:
+    """A PolicyDeployment.
+
+    Args:
+        name: of it, and of the Service that clients use.
+        first: source of its first policy.
+        spec: fields that replace those written here.
+
+    """
+    return {
+        "apiVersion": "ratchet.dev/v1alpha1",
+        "kind": "PolicyDeployment",
+        "metadata": {"name": name},
+        "spec": {
+            "source": first,
+            "replicas": 2,
+            "server": {
+                "resources": {
+                    "requests": {"cpu": "50m", "memory": "64Mi"},
+                    "limits": {"memory": "256Mi"},
+                }
+            },
+            "strategy": {
+                "type": "Canary",
+                "canary": {
+                    "steps": [
+                        {"weight": 10, "minDuration": "5s"},
+                        {"weight": 50, "minDuration": "5s"},
+                    ]
+                },
+                "bake": "5s",
+                "progressDeadline": "60s",
+                "cooldown": "1s",
+            },
+            "guards": {
+                "errorRate": {"minimum": 50},
+                "fallbackRate": {"minimum": 50},
+                # At the median: pods that share two cores with a whole cluster have long tails.
+                "latency": {"quantile": 0.5, "maxRatio": 2.5, "minimum": 50},
+                "episodeReturn": {
+                    "enabled": True,
+                    "minimum": 10,
+                    "maxRelativeDrop": 0.2,
+                    "range": {"low": 0, "high": LONGEST_EPISODE},
+                    "window": "2s",
+                    "horizon": "3s",
+                },
+            },
+            **spec,
+        },
+    }
+
+
+def status(deployment: Json | None) -> Json:
+    """Its status, empty before there is one."""
+    return (deployment or {}).get("status") or {}
+
+
+def stable(deployment: Json | None) -> str:
+    """Digest of the checkpoint that serves; empty before there is one."""
+    arm: Json = status(deployment).get("stable") or {}
+    return arm.get("digest", "")
+
+
+def ending(deployment: Json | None, digest: str) -> Json | None:
+    """How the last trial of a checkpoint ended: an entry of the status' history; None before it has."""
+    history: list[Json] = status(deployment).get("history", [])
+    return next((past for past in reversed(history) if past["digest"] == digest), None)
