@@ -60,28 +60,37 @@ def _live(name: str, states: Iterator[Resource | None], console: Console, clock:
 
 
 def _plain(name: str, states: Iterator[Resource | None], console: Console, clock: Clock) -> Iterator[Seen]:
-    said = ""
+    said: object = None
     for seen in _read(name, states):
-        if (now := line(seen)) != said:
+        if (now := _changed(seen)) != said:
             # A person who reads a log wants to know when; a program can cut the first word.
-            stamp = clock().strftime("%H:%M:%S")
-            console.print(f"{stamp}  {now}", soft_wrap=True, markup=False, highlight=False)
+            text = f"{clock():%H:%M:%S}  {line(seen)}"
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
             said = now
         yield seen
 
 
-def line(seen: Seen) -> str:
-    """Write where a rollout stands in a line that changes only when something does, not with each sample."""
+def _changed(seen: Seen) -> object:
+    """What makes a new line: a step, a weight, pods, a verdict; not each second, nor each sample."""
     status = seen.status
-    parts = [seen.reason]
-    for name, arm in (("stable", status.stable), ("canary", status.canary)):
-        if arm is not None:
-            parts.append(f"{name} {short(arm.digest)} {arm.weight}% {arm.ready}/{arm.replicas}")
-    if status.trial is None:
-        return "  ".join([*parts, seen.message])
+    verdicts = [(record.guard, record.verdict, record.proven) for record in status.decisions]
+    return seen.reason, _arms(seen), verdicts if status.trial else seen.message
+
+
+def _arms(seen: Seen) -> list[str]:
+    both = (("stable", seen.status.stable), ("canary", seen.status.canary))
+    return [
+        f"{name} {short(arm.digest)} {arm.weight}% {arm.ready}/{arm.replicas}"
+        for name, arm in both
+        if arm is not None
+    ]
+
+
+def line(seen: Seen) -> str:
+    """Write where a rollout stands in one plain line."""
     verdicts: dict[str, list[str]] = {}
-    for record in status.decisions:
+    for record in seen.status.decisions if seen.status.trial else ():
         word = "proven" if record.proven else guards.WORDS[record.verdict]
         verdicts.setdefault(word, []).append(record.guard)
-    parts += [f"{word}: {', '.join(names)}" for word, names in verdicts.items()]
-    return "  ".join(parts)
+    told = [f"{word}: {', '.join(names)}" for word, names in verdicts.items()]
+    return "  ".join([seen.reason, *_arms(seen), *told, seen.message])

@@ -123,8 +123,11 @@ def report(record: DecisionRecord) -> tuple[str, str]:
         conclusion = "the trial is worse"
     else:
         conclusion = "no difference is shown"
+    sure = (
+        "" if record.needed is None else f", each bound ever wrong with at most {_percent(1 / record.needed)}"
+    )
     figures = (
-        f"{_signed(record.estimate)} ({interval(record)}) over {record.canary_samples:,} and "
+        f"{_signed(record.estimate)} ({interval(record)}{sure}) over {record.canary_samples:,} and "
         f"{record.stable_samples:,} episodes"
     )
     return conclusion, figures

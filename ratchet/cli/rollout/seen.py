@@ -114,9 +114,9 @@ class Step:
 
 
 def steps(seen: Seen) -> tuple[Step, ...]:
-    """The whole way of a trial, and where on it the trial is; empty without a trial."""
+    """The whole way of a trial, and where on it the trial is; empty where none goes forward."""
     trial, strategy = seen.status.trial, seen.spec.strategy
-    if trial is None:
+    if trial is None or trial.phase == "RollBack":
         return ()
     labels: list[str] = []
     if seen.status.stable is not None:
@@ -132,7 +132,7 @@ def steps(seen: Seen) -> tuple[Step, ...]:
             case "AllAtOnce":
                 labels = []
     at = {"Surge": 0, "Stage": 1 + trial.stage, "Promote": 1 + len(labels), "Bake": 2 + len(labels)}
-    now = at.get(trial.phase, 0)
+    now = at[trial.phase]
     return tuple(
         Step(label, "done" if number < now else "now" if number == now else "ahead")
         for number, label in enumerate(["surge", *labels, "100%", "bake"])
@@ -142,15 +142,15 @@ def steps(seen: Seen) -> tuple[Step, ...]:
 def left(seen: Seen, now: datetime) -> tuple[str, float] | None:
     """What a trial's phase waits for, and the seconds that are left of it; None where no clock runs."""
     trial, strategy = seen.status.trial, seen.spec.strategy
-    if trial is None or trial.phase == "RollBack":
+    if trial is None or trial.phase == "RollBack" or trial.paused:
         return None
     lasts: str | None = None
     if trial.waiting_since is not None:
         since, lasts, what = trial.waiting_since, strategy.progress_deadline, "until it gives up"
     elif trial.phase == "Stage":
-        since, lasts, what = trial.since, _shortest(seen, trial.stage), "of this step"
+        since, lasts, what = trial.since, _shortest(seen, trial.stage), "left of this step"
     elif trial.phase == "Bake":
-        since, lasts, what = trial.since, strategy.bake, "of the bake"
+        since, lasts, what = trial.since, strategy.bake, "left of the bake"
     else:
         return None
     then = instant(since)

@@ -3,10 +3,9 @@
 from datetime import datetime
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from ratchet.api.v1alpha1.policydeployment import Arm, DecisionRecord, Lineage
+from ratchet.api.v1alpha1.policydeployment import Arm, DecisionRecord
 from ratchet.cli.rollout import guards
 from ratchet.cli.rollout.seen import Seen, left, short, steps
 from ratchet.cli.tables import bare_table
@@ -33,20 +32,20 @@ def screen(seen: Seen, now: datetime, width: int) -> RenderableType:
         parts += ["", _verdicts(status.decisions, width), *_reasons(status.decisions, seen.message)]
     if status.trial is not None and seen.spec.strategy.type == "AB":
         parts += ["", _report(status.decisions)]
-    parts += ["", _lineage(seen)]
+    parts += ["", *_lineage(seen)]
     for item in status.quarantined:
-        parts.append(Text(f"Quarantined {short(item.digest)}: {item.message}", "yellow"))
-    if hint := _hint(seen):
-        parts += ["", Text(f"Next: {hint}", "dim")]
+        if item.message not in seen.message:
+            parts.append(Text(f"Quarantined {short(item.digest)}: {item.message}", "yellow"))
+    parts += [Text(f"{hint}", "dim") for hint in _hints(seen)]
     return Group(*parts)
 
 
 def _head(seen: Seen, now: datetime) -> list[RenderableType]:
     way = steps(seen)
     strategy = STRATEGIES[seen.spec.strategy.type]
-    title = Text.assemble((seen.name, "bold"), "  ", (seen.reason, seen.colour), ("  " + strategy, "dim"))
+    title = Text.assemble((seen.name, "bold"), " · ", (seen.reason, seen.colour), f" · {strategy}")
     if clock := left(seen, now):
-        title.append(f"  {span(clock[1])} {clock[0]}", "dim")
+        title.append(f" · {span(clock[1])} {clock[0]}")
     lines: list[RenderableType] = [title]
     if way:
         path = Text()
@@ -119,8 +118,15 @@ def _verdicts(records: list[DecisionRecord], width: int) -> RenderableType:
 
 def _reasons(records: list[DecisionRecord], said: str) -> list[RenderableType]:
     """What stands in the way, in the judge's words; not what the headline says already."""
-    open_ = [one for one in records if one.verdict != "Pass" and one.message and one.message not in said]
-    return [Text.assemble((f"{one.guard}: ", guards.COLOURS[one.verdict]), one.message) for one in open_]
+    told: list[RenderableType] = []
+    for one in records:
+        if one.verdict == "Pass" or not one.message or one.message in said:
+            continue
+        # The row has the figures; what is still lacking is the end of the sentence.
+        waits = one.verdict == "NotEnoughEvidence"
+        why = one.message.rpartition("; ")[2].removeprefix("not enough evidence: ") if waits else one.message
+        told.append(Text.assemble((f"{one.guard}: ", guards.COLOURS[one.verdict]), why))
+    return told
 
 
 def _report(records: list[DecisionRecord]) -> RenderableType:
@@ -131,45 +137,33 @@ def _report(records: list[DecisionRecord]) -> RenderableType:
     return Text.assemble(("Difference of mean returns: ", "bold"), figures, ": ", (conclusion, "bold"))
 
 
-def _lineage(seen: Seen) -> RenderableType:
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
+def _lineage(seen: Seen) -> list[RenderableType]:
+    """From which run each policy came, and what answers with it."""
+    told = bare_table("Lineage", "Attempt", "Configuration", "Checkpoint", "Image", right=("Attempt",))
     for name, arm in (("stable", seen.status.stable), ("canary", seen.status.canary)):
-        if arm is not None:
-            facts.add_row(name, " → ".join(lineage(arm.digest, arm.lineage)))
-    if seen.status.previous is not None:
-        facts.add_row("before", f"{short(seen.status.previous)}, which undo goes back to")
-    return facts
+        if arm is not None and arm.lineage is not None:
+            made = arm.lineage
+            image = (made.image or NONE).rpartition("@")[2]
+            attempt, configuration = number(made.attempt), short(made.configuration or NONE)
+            told.add_row(name, attempt, configuration, short(arm.digest), short(image))
+    return [told, ""] if told.rows else []
 
 
-def lineage(digest: str, made: Lineage | None) -> list[str]:
-    """Where a policy comes from, from the job to the server that answers."""
-    found: list[str] = []
-    if made is not None and made.job is not None:
-        found.append(f"job {made.job}")
-    if made is not None and made.attempt is not None:
-        found.append(f"attempt {made.attempt}")
-    if made is not None and made.configuration is not None:
-        found.append(f"configuration {short(made.configuration)}")
-    found.append(f"checkpoint {short(digest)}")
-    if made is not None and made.image is not None:
-        found.append(f"image {short(made.image.rpartition('@')[2])}")
-    return found
-
-
-def _hint(seen: Seen) -> str:
+def _hints(seen: Seen) -> list[str]:
+    """What a person can do now, as it is typed."""
+    name, trial = seen.name, seen.status.trial
     match seen.reason:
-        case "AwaitingApproval" if seen.status.trial is not None:
-            return f"ratchet rollout resume {seen.name}, or abort"
-        case "AwaitingApproval":
-            return f"ratchet rollout promote {seen.name}"
-        case "Paused":
-            return f"ratchet rollout resume {seen.name}, or promote, or abort"
+        case "AwaitingApproval" if trial is None:
+            return [f"begin: ratchet rollout promote {name}"]
+        case "AwaitingApproval" | "Paused":
+            return [f"go on: ratchet rollout resume {name}", f"take it back: ratchet rollout abort {name}"]
         case "Quarantined" | "AttemptsExhausted":
-            return f"ratchet rollout history {seen.name}; to try it again: ratchet rollout retry {seen.name}"
+            return [f"try it again: ratchet rollout retry {name}"]
+        case _ if trial is None and seen.status.previous is not None:
+            before = short(seen.status.previous)
+            return [f"{before} served before; go back to it: ratchet rollout undo {name}"]
         case _:
-            return ""
+            return []
 
 
 def history(seen: Seen, now: datetime) -> RenderableType:
