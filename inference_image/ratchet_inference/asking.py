@@ -1,6 +1,6 @@
 """What a client may ask: the body of an act request as a value, and its answer as it grows. Pure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from operator import itemgetter
 from typing import Any, cast
@@ -17,6 +17,7 @@ _MANY = _CHOICES | {"observations", "episodes", "policies", "ids", "masks", "see
 _PLURALS = {"policy": "policies"}
 LONGEST_NAME = 256
 SCRIPTED = "scripted"
+STABLE, CANARY, SHADOW = "stable", "canary", "shadow"
 _HUGE_SEED = 1 << 63
 
 
@@ -31,12 +32,12 @@ class Question:
         "actions",
         "arms",
         "array",
-        "canary",
         "deterministic",
         "digests",
         "done",
         "episodes",
         "fallbacks",
+        "given",
         "hop",
         "ids",
         "log_probabilities",
@@ -62,8 +63,8 @@ class Question:
         self.deterministic: bool | None = None
         self.temperature = 1.0
         self.seeds: list[int] | None = None
-        self.canary = False  # it was given to the canary before it came here, and is never sent on
-        self.hop = False  # another policy server asks, and records what it answers with
+        self.given = STABLE  # the arm that it was given to before it came here; another one is never sent on
+        self.hop = False  # another policy server asks, and records what it answers its client with
         self.received = 0.0  # of perf_counter
         self.done: Callable[[Question], None] = _forget
 
@@ -118,6 +119,17 @@ class Question:
             }
         )
 
+    def came(self, headers: Mapping[bytes, bytes]) -> None:
+        """Notes who sent it: a client, another policy server, or a route that split before."""
+        arm = headers.get(b"ratchet-arm")
+        self.hop = b"ratchet-hop" in headers or arm == b"shadow"
+        if arm == b"shadow":
+            self.given = SHADOW
+            # Should the episode itself come here one day, its memory is another.
+            self.episodes = self.episodes and [f"shadow\0{episode}" for episode in self.episodes]
+        elif self.hop or arm == b"canary":
+            self.given = CANARY
+
     def body(self) -> bytes:
         """The request again, for another server."""
         body: dict[str, Any] = {"temperature": self.temperature}
@@ -139,7 +151,7 @@ class Question:
     def part(self, rows: list[int]) -> "Question":
         """Some of the observations, as a batch of their own."""
         part = Question([self.observations[row] for row in rows], single=False)
-        part.hop, part.canary, part.received = self.hop, self.canary, self.received
+        part.hop, part.given, part.received = self.hop, self.given, self.received
         part.deterministic, part.temperature = self.deterministic, self.temperature
         part.seeds = self.seeds and [self.seeds[row] for row in rows]
         part.episodes = self.episodes and [self.episodes[row] for row in rows]

@@ -24,8 +24,6 @@ from ratchet_inference.stats import Stats
 
 log = logging.getLogger(__name__)
 
-STABLE = "stable"
-CANARY = "canary"
 # A row within a batch costs about so much less than a request of its own: `benchmarks/policy_server.py`.
 ROWS_PER_REQUEST = 16
 
@@ -209,12 +207,9 @@ class Answering:
         return Step(name, policy, fitting)
 
     def _answer_arms(self, questions: list[Question], step: Step, others: Sequence[Step]) -> None:
-        """What another server or a route sent on is the canary's, the rest is this server's own."""
-        own = [question for question in questions if not question.canary]
-        if own:
-            self._answer(own, STABLE, step, others)
-        if len(own) < len(questions):
-            self._answer([question for question in questions if question.canary], CANARY, step, others)
+        """What another server or a route sent on is of the arm that it says, the rest is this one's own."""
+        for arm in dict.fromkeys([question.given for question in questions]):
+            self._answer([question for question in questions if question.given == arm], arm, step, others)
 
     def _answer(self, questions: list[Question], arm: str, step: Step, others: Sequence[Step]) -> None:
         """Answers questions with one policy and tells each, also when that fails."""
@@ -252,7 +247,7 @@ class Answering:
             for question in asked:
                 # Those of another arm are counted there.
                 if not question.arms:
-                    tally.answered(now - question.received)
+                    tally.answered(question.received, now)
             self._give(asked, arm, outcome)
             if self._record is not None:
                 for question in asked:

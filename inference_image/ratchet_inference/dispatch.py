@@ -3,28 +3,25 @@
 A question that names the policy that its episode runs on goes there, whatever the weight and whichever server
 it reaches; one that names none, or one that is gone, goes where the hash of its episode says.
 The canary's answer is checked like a policy's own; when it is late, wrong or missing, this server answers.
-`arm` in an answer is the one that was chosen, `digest` and `fallback` say who answered in fact.
+`arm` in an answer is the one that was chosen, `digest` and `fallback` say who answered in fact. Of what this
+server answers itself, the canary may get copies, whose answers are checked and counted, and given to nobody.
 """
 
 import asyncio
 import logging
 import random
-import ssl
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from functools import partial
 from hashlib import blake2b
-from time import perf_counter
-from typing import Any, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from ratchet.api.v1alpha1.serverstats import Route
-from ratchet_inference.asking import Question, read_json
-from ratchet_inference.batching import CANARY, STABLE, Answering
-from ratchet_inference.breaker import Breaker
+from ratchet_inference.asking import CANARY, SHADOW, STABLE, Question
+from ratchet_inference.batching import Answering
+from ratchet_inference.behind import Behind, Forwarding
+from ratchet_inference.breaker import State
 from ratchet_inference.fitting import Fitting
-from ratchet_inference.hop import BUSY, Hop, HopError
+from ratchet_inference.hop import HopError
 from ratchet_inference.problems import Problem, bad_request, internal
 from ratchet_inference.recording import Recording
 from ratchet_inference.seams import Residents
@@ -39,16 +36,6 @@ def share(salt: str, episode: str) -> float:
     return (int.from_bytes(digest) >> 11) * 2.0**-53
 
 
-@dataclass(frozen=True, slots=True)
-class Forwarding:
-    """How the canary is asked: seconds for its answer, the token it wants, questions at once, and TLS."""
-
-    seconds: float = 0.03
-    token: str | None = None
-    most: int = 128
-    tls: ssl.SSLContext | None = None
-
-
 class Dispatch:
     """Sends each question to its arm."""
 
@@ -61,8 +48,8 @@ class Dispatch:
         forwarding: Forwarding,
     ) -> None:
         self.route = Route()
-        self.breaker = Breaker()
-        self._hop: Hop | None = None
+        self._canary: Behind | None = None
+        self._shadow: Behind | None = None
         self._answering = answering
         self._residents = residents
         self._stats = stats
@@ -70,6 +57,11 @@ class Dispatch:
         self._forwarding = forwarding
         self._random = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def breaker(self) -> State:
+        """Of the canary."""
+        return self._canary.breaker.state if self._canary else "Closed"
 
     def set_route(self, route: Route) -> None:
         """Takes a new route at once; questions on their way end as they began.
@@ -85,12 +77,12 @@ class Dispatch:
         ):
             words = f"the route in force has generation {before.generation}: send a larger one"
             raise Problem(409, "old-route", words)
-        if route.canary != before.canary:
-            hop, self._hop = self._hop, self._way_to(route.canary)
-            if hop:
-                hop.close()
-        if route.canary != before.canary or route.digest != before.digest:
-            self.breaker = Breaker()
+        if (route.canary, route.digest) != (before.canary, before.digest):
+            behind = self._canary, self._shadow
+            self._canary, self._shadow = self._behind(route, CANARY), self._behind(route, SHADOW)
+            for one in behind:
+                if one:
+                    one.close()
         self.route = route
 
     def ask(self, question: Question) -> None:
@@ -100,9 +92,8 @@ class Dispatch:
             Problem: it cannot be answered; `done` is not called then.
 
         """
-        route = self.route
-        current = self._residents.current
-        if self._hop is None or current is None or question.canary or not _concerns(route, question):
+        route, canary, current = self.route, self._canary, self._residents.current
+        if canary is None or current is None or question.given != STABLE or not _concerns(route, question):
             self._answering.submit(question)
             return
         fitting = self._answering.fitting(current)
@@ -110,17 +101,26 @@ class Dispatch:
         if not fitting.fit([question]) and question.problem:
             raise question.problem
         theirs = self._theirs(question, route)
-        if not theirs:
-            self._answering.submit(question)
-        elif len(theirs) == len(question):
-            self._forward(question, fitting)
+        if len(theirs) == len(question):
+            self._later(self._ask_canary(question, canary, fitting), partial(_failed, question))
+            return
+        own = sorted(set(range(len(question))) - set(theirs))
+        copy = self._copy(question, own, route)
+        if theirs:
+            # Each arm gets its rows, and their answers are put together.
+            here, there = question.split(own, theirs)
+            self._answering.submit(here)
+            self._later(self._ask_canary(there, canary, fitting), partial(_failed, there))
         else:
-            self._split(question, theirs, fitting)
+            self._answering.submit(question)
+        if copy and self._shadow:
+            self._later(self._ask_shadow(copy, self._shadow, fitting))
 
-    def _way_to(self, canary: str | None) -> Hop | None:
-        forwarding = self._forwarding
+    def _behind(self, route: Route, arm: str) -> Behind | None:
+        if route.canary is None:
+            return None
         try:
-            return Hop(canary, forwarding.token, forwarding.most, forwarding.tls) if canary else None
+            return Behind(route.canary, route.digest, arm, self._forwarding, self._stats)
         except ValueError as error:
             words = f"canary is no http://host:port: {error}"
             raise bad_request("bad-field", words) from error
@@ -166,66 +166,63 @@ class Dispatch:
             session.arm = CANARY if chosen else STABLE
         return session.arm
 
-    def _split(self, question: Question, theirs: list[int], fitting: Fitting) -> None:
-        """Asks both arms, each for its rows, and puts their answers together."""
-        own = sorted(set(range(len(question))) - set(theirs))
-        here, there = question.split(own, theirs)
-        self._answering.submit(here)
-        self._forward(there, fitting)
+    def _copy(self, question: Question, own: list[int], route: Route) -> Question | None:
+        """What the canary gets a copy of, if it may be asked as much."""
+        if not route.mirror:
+            return None
+        if question.episodes is None:
+            rows = own if self._random.random() < route.mirror else []
+        else:
+            # Chosen apart from those that are the canary's.
+            salt = f"{route.salt}\0mirror"
+            rows = [row for row in own if share(salt, question.episodes[row]) < route.mirror]
+        if not rows or self._shadow is None:
+            return None
+        if self._shadow.full:
+            self._stats.copies_dropped += 1
+            return None
+        copy = question.part(rows)
+        copy.ids = copy.policies = None
+        return copy
 
-    def _forward(self, question: Question, fitting: Fitting) -> None:
-        task = asyncio.get_running_loop().create_task(self._ask_canary(question, fitting))
+    def _later(self, work: Coroutine[Any, Any, None], failed: Callable[[], None] | None = None) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         # The loop itself holds tasks only weakly.
         self._tasks.add(task)
-        task.add_done_callback(partial(self._asked, question))
+        task.add_done_callback(partial(self._ended, failed))
 
-    def _asked(self, question: Question, task: asyncio.Task[None]) -> None:
+    def _ended(self, failed: Callable[[], None] | None, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("a question to the canary failed", exc_info=error)
-            question.problem = internal()
-            question.end()
+            if failed:
+                failed()
 
-    async def _ask_canary(self, question: Question, fitting: Fitting) -> None:
-        route, hop, breaker = self.route, self._hop, self.breaker
-        space = fitting.spec.action
-        rows = len(question)
-        loop = asyncio.get_running_loop()
+    async def _ask_canary(self, question: Question, canary: Behind, fitting: Fitting) -> None:
+        if question.ids is None:
+            # Whichever arm answers, the reward is for this id.
+            self._answering.name(question)
         try:
-            if hop is None:
-                raise HopError("no-route")
-            if not breaker.allows(loop.time()):
-                raise HopError("breaker-open")
-            if question.ids is None:
-                # Whichever arm answers, the reward is for this id.
-                self._answering.name(question)
-            began = perf_counter()
-            try:
-                body = await hop.ask(question.body(), self._forwarding.seconds)
-                _read(question, body, fitting, route.digest)
-            except HopError as error:
-                # That this server asks no more at once says nothing of the canary.
-                if error.reason != BUSY:
-                    breaker.failed(loop.time())
-                    tally = self._stats.tally(CANARY, route.digest or "", space)
-                    tally.errors[error.reason] += rows
-                    tally.answered(perf_counter() - began)
-                raise
+            await canary.ask(question, fitting)
         except HopError as error:
-            self._stats.tally(CANARY, route.digest or "", space).fallbacks[STABLE, error.reason] += rows
+            tally = self._stats.tally(CANARY, canary.digest or "", fitting.spec.action)
+            tally.fallbacks[STABLE, error.reason] += len(question)
             self._answer_instead(question)
             return
-        breaker.succeeded()
-        tally = self._stats.tally(CANARY, question.digests[0], space)
-        tally.predictions += rows
-        tally.actions.add(np.array(question.actions))
-        tally.answered(perf_counter() - began)
         if question.episodes and question.steps:
+            now = asyncio.get_running_loop().time()
             for episode, step in zip(question.episodes, question.steps, strict=True):
-                self._answering.sessions.of(episode, loop.time()).t = step + 1
+                self._answering.sessions.of(episode, now).t = step + 1
         if self._recording:
             self._recording.decided(question)
         question.end()
+
+    async def _ask_shadow(self, copy: Question, shadow: Behind, fitting: Fitting) -> None:
+        try:
+            await shadow.ask(copy, fitting)
+        except HopError as error:
+            if not error.asked:
+                self._stats.copies_dropped += 1
 
     def _answer_instead(self, question: Question) -> None:
         question.arms = [CANARY] * len(question)
@@ -237,71 +234,15 @@ class Dispatch:
             question.end()
 
 
+def _failed(question: Question) -> None:
+    question.problem = internal()
+    question.end()
+
+
 def _concerns(route: Route, question: Question) -> bool:
-    """Whether any row may be the canary's: by the weight, or because its episode runs there already."""
-    return route.weight > 0 or bool(route.digest and question.policies and route.digest in question.policies)
-
-
-def _read(question: Question, body: bytes, fitting: Fitting, digest: str | None) -> None:
-    """Fills a question from another server's answer.
-
-    Raises:
-        HopError: the answer is not one, or not valid under the masks, or a fallback of the other side.
-
-    """
-    rows, space = len(question), fitting.spec.action
-    nothing: list[Any] = [None] * rows
-    try:
-        answer = cast("dict[str, Any]", read_json(body))
-        if question.single:
-            names = ("action", "logProbability", "digest", "fallback", "value", "t")
-            columns = [[answer[name]] for name in names]
-        else:
-            names = ("actions", "logProbabilities", "digests", "fallbacks", "values", "ts")
-            columns = [nothing if answer[name] is None else answer[name] for name in names]
-        actions, log_probabilities, digests, fallbacks, values, steps = columns
-        array = _numbers(actions, (rows, *space.shape), whole=np.dtype(space.dtype).kind != "f")
-        if not np.isfinite(_numbers(log_probabilities, (rows,))).all():
-            raise HopError("canary-nan")
-        known_values, known_steps = values != nothing, steps != nothing
-        if known_values:
-            _numbers([0.0 if one is None else one for one in values], (rows,))
-        if known_steps and not (_numbers(steps, (rows,), whole=True) >= 0).all():
-            raise HopError("canary-invalid")
-        if not (_each(digests, rows, str) and _each(fallbacks, rows, str | None)):
-            raise HopError("canary-invalid")
-        if fallbacks != nothing:
-            raise HopError("canary-fallback")
-        if digest is not None and any(one != digest for one in digests):
-            raise HopError("canary-digest")
-        inside, allowed = fitting.valid(array, question.mask_rows)
-    except HopError:
-        raise
-    except Exception as error:
-        # Whatever another server sends, the client is answered.
-        raise HopError("canary-invalid") from error
-    if not allowed.all():
-        raise HopError("canary-mask-violation" if inside.all() else "canary-invalid")
-    question.actions = actions
-    question.log_probabilities = log_probabilities
-    question.digests = digests
-    question.fallbacks = nothing
-    question.arms = [CANARY] * rows
-    question.values = values if known_values else None
-    question.steps = steps if known_steps else None
-
-
-def _numbers(column: Any, shape: tuple[int, ...], *, whole: bool = False) -> NDArray[Any]:
-    """A column of JSON numbers, which true and false are none of."""
-    found = np.array(column, object)
-    kinds: set[type] = {int} if whole else {int, float}
-    if found.shape != shape or not {type(x) for x in found.ravel()} <= kinds:
-        raise HopError("canary-invalid")
-    return found.astype(np.int64 if whole else np.float64)
-
-
-def _each(column: Any, rows: int, kind: Any) -> bool:
-    if not isinstance(column, list):
-        return False
-    entries = cast("list[Any]", column)
-    return len(entries) == rows and all(isinstance(entry, kind) for entry in entries)
+    """Whether any row may be the canary's: by a share, or because its episode runs there already."""
+    return (
+        route.weight > 0
+        or route.mirror > 0
+        or bool(route.digest and question.policies and route.digest in question.policies)
+    )

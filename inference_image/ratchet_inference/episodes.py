@@ -77,6 +77,7 @@ class Episodes:
 
                 try:
                     question = _question(message, name)
+                    question.came(exchange.headers)
                     question.policies = question.policies or policy
                     question.received = time.perf_counter()
                     question.done = done

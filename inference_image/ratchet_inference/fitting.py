@@ -1,11 +1,13 @@
 """What fits a policy: observations and masks as arrays, and whether actions are in its space. Pure."""
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from itertools import chain
 from math import isfinite
 from typing import Any, cast
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from ratchet.policies import PolicySpec, SpaceSpec
@@ -61,10 +63,17 @@ class Bounds:
 
 
 class Fitting:
-    """The spaces of one policy, made ready for looking at many requests."""
+    """The spaces of one policy, made ready for looking at many requests.
+
+    Attributes:
+        spaces: SHA-256 over both, the same for policies that can take each other's place.
+
+    """
 
     def __init__(self, spec: PolicySpec) -> None:
         self.spec = spec
+        both = [space.model_dump(mode="json") for space in (spec.observation, spec.action)]
+        self.spaces = sha256(orjson.dumps(both, option=orjson.OPT_SORT_KEYS)).hexdigest()
         observation, self._action = spec.observation, spec.action
         self._shape = observation.shape
         self._dtype = np.dtype(observation.dtype)

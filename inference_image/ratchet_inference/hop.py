@@ -9,14 +9,23 @@ import httptools
 
 LARGEST_ANSWER = 16 << 20
 BUSY = "canary-busy"
+BREAKER_OPEN = "breaker-open"
+MISDIRECTED = 421  # what a policy of other spaces answers
 
 
 class HopError(Exception):
-    """The other server gave no answer that can be used; `reason` is the word that is counted."""
+    """The other server gave no answer that can be used.
+
+    Attributes:
+        reason: the word that is counted.
+        asked: it is the other server that failed; False where this one did not ask it.
+
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.asked = reason not in (BUSY, BREAKER_OPEN)
 
 
 class _Line(asyncio.Protocol):
@@ -78,6 +87,7 @@ class Hop:
 
     Args:
         url: http://host:port or https://host:port.
+        arm: as which it is asked.
         token: that it asks for, if it does.
         most: questions at once; one more fails at once.
         tls: for https, None for what the machine trusts.
@@ -85,30 +95,44 @@ class Hop:
     """
 
     def __init__(
-        self, url: str, token: str | None = None, most: int = 128, tls: ssl.SSLContext | None = None
+        self,
+        url: str,
+        arm: str,
+        token: str | None = None,
+        most: int = 128,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.url = url
         parts = urlsplit(url)
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         authorization = f"authorization: Bearer {token}\r\n" if token else ""
         self._head = (
-            f"POST /v1/act HTTP/1.1\r\nhost: {parts.netloc}\r\nratchet-hop: 1\r\n"
-            f"{authorization}content-length: "
+            f"POST /v1/act HTTP/1.1\r\nhost: {parts.netloc}\r\nratchet-hop: 1\r\nratchet-arm: {arm}\r\n"
+            f"{authorization}ratchet-spaces: "
         ).encode()
         self._most = most
         self._busy = 0
         self._idle: list[_Line] = []
 
-    async def ask(self, body: bytes, seconds: float) -> bytes:
+    @property
+    def full(self) -> bool:
+        """One more question would fail."""
+        return self._busy >= self._most
+
+    async def ask(self, body: bytes, seconds: float, spaces: str) -> bytes:
         """The body of the answer to `POST /v1/act`.
+
+        Args:
+            body: of the request.
+            seconds: for the answer.
+            spaces: digest of those that the other server's policy must have; it refuses if it has others.
 
         Raises:
             HopError: too many questions at once, no connection, no answer in time, or none with status 200.
 
         """
-        if self._busy >= self._most:
+        if self.full:
             raise HopError(BUSY)
         self._busy += 1
         line: _Line | None = None
@@ -116,7 +140,12 @@ class Hop:
             async with asyncio.timeout(seconds):
                 while self._idle and not (line := self._idle.pop()).open:
                     line = None
-                request = b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+                request = b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (
+                    self._head,
+                    spaces.encode(),
+                    len(body),
+                    body,
+                )
                 if line is not None:
                     try:
                         return self._used(line, *await line.ask(request))
@@ -154,5 +183,5 @@ class Hop:
         elif line.open:
             line.close()
         if status != 200:
-            raise HopError("canary-error")
+            raise HopError("canary-spaces" if status == MISDIRECTED else "canary-error")
         return body

@@ -23,8 +23,11 @@ def _lines(state: Mapping[str, Any]) -> Iterator[str]:
     yield from _simple("connections", "gauge", "Open connections.", state["connections"])
     yield from _simple("sessions", "gauge", "Episodes that are remembered.", state["sessions"])
     yield from _simple("shed_total", "counter", "Requests refused before the queue grew.", state["shed"])
+    words = "Copies for a shadow that were not sent, as too many were on their way."
+    yield from _simple("copies_dropped_total", "counter", words, state["copiesDropped"])
     yield from _simple("swaps_total", "counter", "Policies that took over.", state["swaps"])
     yield from _simple("canary_weight", "gauge", "Share of episodes sent on.", state["route"]["weight"])
+    yield from _simple("mirror", "gauge", "Share of episodes that are copied.", state["route"]["mirror"])
     is_open = state["route"]["breaker"] != "Closed"
     yield from _simple("breaker_open", "gauge", "Whether the canary is left out, as broken.", int(is_open))
     yield from _family("refusals_total", "counter", "Requests refused as wrong, by code.")

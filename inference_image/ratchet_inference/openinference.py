@@ -92,6 +92,7 @@ class OpenInference:
             body = read_json(exchange.body)
             question = _question(body, self._most)
             question.received = exchange.received
+            question.came(exchange.headers)
             wanted = _wanted(body)
 
             def done(question: Question) -> None:

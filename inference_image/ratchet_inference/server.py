@@ -11,9 +11,11 @@ from ratchet_inference.admin import Admin
 from ratchet_inference.application import TEXT, Application, Routes, guarded, owned
 from ratchet_inference.asking import Question, parse, read_json
 from ratchet_inference.batching import Answering, Batching
+from ratchet_inference.behind import Forwarding
 from ratchet_inference.decisions.rewards import Rewards
-from ratchet_inference.dispatch import Dispatch, Forwarding
+from ratchet_inference.dispatch import Dispatch
 from ratchet_inference.episodes import Episodes
+from ratchet_inference.hop import MISDIRECTED
 from ratchet_inference.http import Exchange, Limits, Listener
 from ratchet_inference.metrics import CONTENT_TYPE, render
 from ratchet_inference.openinference import OpenInference
@@ -66,7 +68,11 @@ class PolicyServer:
             residents, self.sessions, self.stats, batching, recording.decided if recording else None
         )
         forwarding = Forwarding(
-            settings.canary_ms / 1000, settings.token, settings.canary_requests, settings.tls_of_clients()
+            settings.canary_ms / 1000,
+            settings.token,
+            settings.canary_requests,
+            settings.mirror_requests,
+            settings.tls_of_clients(),
         )
         self.dispatch = Dispatch(self.answering, residents, self.stats, recording, forwarding)
         self.admin = Admin(residents, self.sessions, self.dispatch, self.stats)
@@ -143,9 +149,17 @@ class PolicyServer:
                 exchange.refuse(question.problem)
 
         question.done = done
-        question.hop = b"ratchet-hop" in exchange.headers
-        question.canary = question.hop or exchange.headers.get(b"ratchet-arm") == b"canary"
+        question.came(exchange.headers)
+        if question.hop:
+            self._refuse_other_spaces(exchange.headers.get(b"ratchet-spaces"))
         self.dispatch.ask(question)
+
+    def _refuse_other_spaces(self, wanted: bytes | None) -> None:
+        """That an action is in a space by chance must not make it one that was meant."""
+        current = self.residents.current
+        if wanted and current and wanted.decode("latin-1") != self.answering.fitting(current).spaces:
+            words = "the policy here observes or acts in other spaces than the one that asks"
+            raise Problem(MISDIRECTED, "other-spaces", words)
 
     def _reward(self, exchange: Exchange) -> None:
         if self._rewards is None:
@@ -179,7 +193,8 @@ class PolicyServer:
             "draining": self.listener.draining,
             "current": current and current.digest,
             "previous": previous and previous.digest,
-            "route": {**self.dispatch.route.to_wire(), "breaker": self.dispatch.breaker.state},
+            "spaces": current and self.answering.fitting(current).spaces,
+            "route": {**self.dispatch.route.to_wire(), "breaker": self.dispatch.breaker},
             "connections": len(self.listener.connections),
             "sessions": len(self.sessions),
             "episodes": self._rewards.episodes() if self._rewards else [],

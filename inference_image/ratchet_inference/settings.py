@@ -21,6 +21,7 @@ _COUNTS = (
     "max_batch",
     "max_observations",
     "canary_requests",
+    "mirror_requests",
     "max_body_bytes",
     "max_connections",
     "max_sessions",
@@ -54,6 +55,7 @@ class Settings:
     route_file: str = _choice("", "JSON of the route to start with; PUT /v1/route changes it")
     canary_ms: float = _choice(30.0, "for the canary to answer before this server does")
     canary_requests: int = _choice(128, "that may wait for the canary at once")
+    mirror_requests: int = _choice(32, "copies that may be on their way to the canary at once")
     max_body_bytes: int = _choice(8 << 20, "of one request")
     max_connections: int = _choice(20_000, "open at once")
     max_sessions: int = _choice(65_536, "episodes that are remembered at once")

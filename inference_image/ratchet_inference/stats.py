@@ -3,7 +3,7 @@
 import os
 from bisect import bisect_left
 from collections import Counter, OrderedDict
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,7 @@ class Tally:
         "digest",
         "errors",
         "fallbacks",
+        "last",
         "latency",
         "mask_violations",
         "nan_answers",
@@ -88,10 +89,13 @@ class Tally:
         self.nan_answers = 0
         self.latency = [0] * (len(LATENCY_BOUNDS_SECONDS) + 1)
         self.seconds = 0.0
+        self.last: float | None = None
         self.actions = Actions(space)
 
-    def answered(self, seconds: float) -> None:
-        """One request was answered."""
+    def answered(self, received: float, now: float) -> None:
+        """One request was answered; both of perf_counter."""
+        seconds = now - received
+        self.last = now
         self.requests += 1
         self.seconds += seconds
         self.latency[bisect_left(LATENCY_BOUNDS_SECONDS, seconds)] += 1
@@ -105,6 +109,7 @@ class Tally:
             "arm": self.arm,
             "digest": self.digest,
             "requests": self.requests,
+            "secondsSinceRequest": None if self.last is None else perf_counter() - self.last,
             "predictions": self.predictions,
             "errors": dict(self.errors),
             "fallbacks": fallbacks,
@@ -121,6 +126,7 @@ class Stats:
     def __init__(self) -> None:
         self.incarnation = os.urandom(6).hex()
         self.shed = 0
+        self.copies_dropped = 0
         self.swaps = 0
         self.refusals: Counter[str] = Counter()
         self._started = monotonic()
@@ -149,6 +155,7 @@ class Stats:
             "incarnation": self.incarnation,
             "uptimeSeconds": monotonic() - self._started,
             "shed": self.shed,
+            "copiesDropped": self.copies_dropped,
             "swaps": self.swaps,
             "refusals": dict(self.refusals),
             "latencyBoundsSeconds": LATENCY_BOUNDS_SECONDS,

@@ -36,7 +36,7 @@ class Route(ApiModel):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Share of the episodes answered here of which the canary gets a copy that nobody waits for.",
+        description="Share of the episodes answered here of which the canary gets a copy; nobody waits for it.",
     )
     salt: str = Field(
         default="",
@@ -67,11 +67,21 @@ class ActionStats(ApiModel):
 
 
 class ArmStats(ApiModel):
-    """What one policy did on one arm, as this server saw it."""
+    """What one policy did on one arm, as this server saw it.
+
+    On the server that has the route, `stable` is itself, `canary` is behind the route, and `shadow` are the
+    copies that the canary got: errors, latency and actions of answers that no client was given. On the server
+    behind the route `canary` is what it was asked for clients, and `shadow` the copies.
+    """
 
     arm: str
     digest: str = Field(description="Of the policy; empty where the other side never said it.")
     requests: int = 0
+    seconds_since_request: float | None = Field(
+        default=None,
+        ge=0,
+        description="Since `requests` last grew: the arm is idle where this is large on every server.",
+    )
     predictions: int = 0
     errors: dict[str, int] = Field(
         default={}, description="Failures of the policy or of its server, by class."
@@ -101,10 +111,18 @@ class ServerStats(ApiModel):
     draining: bool
     current: str | None = None
     previous: str | None = None
+    spaces: str | None = Field(
+        default=None,
+        description="Digest of the observation and action space of `current`. Policies that differ in it "
+        "cannot take each other's place.",
+    )
     route: RouteStats = RouteStats()
     connections: int = 0
     sessions: int = 0
     shed: int = Field(default=0, description="Requests answered with 503 because the queue would have grown.")
+    copies_dropped: int = Field(
+        default=0, description="Copies for a shadow that were not sent, as too many were on their way."
+    )
     swaps: int = 0
     episodes: list[FreeForm] = Field(default=[], description="Returns of episodes by arm and digest.")
     rewards: dict[str, int] = Field(default={}, description="Rewards by what they found.")
