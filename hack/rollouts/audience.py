@@ -1,7 +1,4 @@
-"""The players as a pod in the cluster, and what they have seen so far.
-
-Kubernetes is reached by a function that runs kubectl in one namespace and returns what it printed.
-"""
+"""The players as a pod in the cluster, and what they have seen so far."""
 
 import json
 from collections.abc import Callable
@@ -14,8 +11,8 @@ SCRIPT = Path(__file__).with_name("players.py")
 LABEL = "app.kubernetes.io/name=players"
 
 
-class Kubectl(Protocol):
-    """Runs kubectl; raises where it ends with another code than 0."""
+class RunsKubectl(Protocol):
+    """Runs kubectl in one namespace; raises where it ends with another code than 0."""
 
     def __call__(self, *arguments: str, stdin: str | None = None) -> str: ...
 
@@ -30,7 +27,7 @@ class Audience:
 
     """
 
-    kubectl: Kubectl
+    kubectl: RunsKubectl
     deployment: str
     image: str = "ratchet-rollout:dev"
 

@@ -57,7 +57,7 @@ def balancing(weights: tuple[float, ...] = BALANCES, seed: int = 0) -> Artifact:
     return _artifact(_spec(4), _steering(_spec(4), weights, seed))
 
 
-def slow(width: int = 2560) -> Artifact:
+def slow(width: int = 4096) -> Artifact:
     """Balances as well as any, with width² multiplications for each decision that change nothing."""
     spec = _spec(width, width)
     return _artifact(spec, _steering(spec, BALANCES), "int8")
@@ -74,7 +74,7 @@ def not_a_number() -> Artifact:
     return _artifact(spec, parameters)
 
 
-def too_large(width: int = 8192) -> Artifact:
+def too_large(width: int = 6144) -> Artifact:
     """Needs more memory, once it is read, than the container of a small server has: the kernel ends it."""
     return slow(width)
 

@@ -5,8 +5,9 @@ from typing import Any
 from rollouts.cartpoles import Stored
 
 Json = dict[str, Any]
-BUCKET = {
-    "bucket": "ratchet",
+BUCKET = "ratchet"
+STORAGE: Json = {
+    "bucket": BUCKET,
     "endpoint": "http://s3.ratchet-s3.svc:9000",
     "secretRef": {"name": "s3-credentials"},
 }
@@ -17,7 +18,7 @@ LONGEST_EPISODE = 50
 def source(policy: Stored) -> Json:
     """A checkpoint by its place and its digest."""
     key = policy.uri.removeprefix("s3://").partition("/")[2]
-    return {"type": "Checkpoint", "checkpoint": {"s3": {**BUCKET, "prefix": key}, "digest": policy.digest}}
+    return {"type": "Checkpoint", "checkpoint": {"s3": {**STORAGE, "prefix": key}, "digest": policy.digest}}
 
 
 def manifest(name: str, first: Json, **spec: Any) -> Json:

@@ -60,6 +60,7 @@ class Report:
         fallbacks: answers by the step of the server's chain that gave them, with the arm before it.
         policies: by digest, without fallbacks.
         canary: answers on the canary's arm, whoever gave them in the end.
+        instead: those of them that it did not give itself.
         latencies: answers by the logarithm of their seconds.
 
     """
@@ -76,6 +77,7 @@ class Report:
     fallbacks: Counter[str] = field(default_factory=Counter[str])
     policies: dict[str, OfPolicy] = field(default_factory=dict[str, OfPolicy])
     canary: OfPolicy = field(default_factory=OfPolicy)
+    instead: OfPolicy = field(default_factory=OfPolicy)
     latencies: Counter[int] = field(default_factory=Counter[int])
     slowest: float = 0.0
 
@@ -112,6 +114,7 @@ class Report:
                 "fallbacks": self.fallbacks,
                 "policies": {digest: _of_policy(one) for digest, one in self.policies.items()},
                 "canary": _of_policy(self.canary),
+                "instead": _of_policy(self.instead),
                 "milliseconds": {
                     **{f"p{100 * share:g}": round(self.quantile(share), 2) for share in (0.5, 0.9, 0.99)},
                     "max": round(1e3 * self.slowest, 2),
@@ -221,6 +224,8 @@ class Player:
             places.append(report.policies.setdefault(action.digest, OfPolicy()))
         else:
             report.fallbacks[f"{action.arm}>{action.fallback}"] += 1
+            if places:
+                places.append(report.instead)
         for place in places:
             place.answers += 1
             place.first = place.first or now

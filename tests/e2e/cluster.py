@@ -86,6 +86,21 @@ class Namespace:
         items = self.list(kinds, f"ratchet.dev/job={job}")
         return {f"{i['kind']}/{i['metadata']['name']}": i["metadata"]["uid"] for i in items}
 
+    @classmethod
+    @contextmanager
+    def fresh(cls, name: str, s3_secret: Json) -> Iterator["Namespace"]:
+        """A new one that enforces the restricted profile and has the keys of the cluster's S3 server."""
+        space = cls(name)
+        subprocess.run(
+            ["kubectl", "delete", "namespace", name, "--ignore-not-found", "--wait"], check=True, timeout=180
+        )
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        space.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        metadata = {"name": "s3-credentials"}
+        space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": s3_secret["data"]})
+        yield space
+        subprocess.run(["kubectl", "delete", "namespace", name, "--wait=false"], check=True, timeout=60)
+
     def diary(self) -> str:
         """What a person would ask for after a failure: objects, events, the pods' logs."""
         parts = [
@@ -108,21 +123,3 @@ def condition(job: Json | None, kind: str) -> Json:
 
 def progress(job: Json | None) -> Json:
     return (job or {}).get("status", {}).get("progress", {})
-
-
-@contextmanager
-def forwarded(namespace: str, target: str, port: int) -> Iterator[str]:
-    """`127.0.0.1:<port>` that reaches `target` in the cluster for as long as the block lasts."""
-    process = subprocess.Popen(
-        ["kubectl", "--namespace", namespace, "port-forward", target, f":{port}"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()  # «Forwarding from 127.0.0.1:41234 -> 9000»
-        assert "->" in line, f"kubectl port-forward {target}: {line!r}"
-        yield line.split("from ")[1].split(" ->")[0]
-    finally:
-        process.terminate()
-        process.wait(timeout=10)

@@ -1,21 +1,22 @@
 """Each cluster test gets a namespace that enforces the restricted profile, and a diary when it fails."""
 
-import base64
 import json
 import os
 import shutil
-import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import yaml
-from botocore.config import Config
-from cluster import Json, Namespace, forwarded
+from cluster import Json, Namespace
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "hack"))
+
+from arena import Arena  # noqa: E402 - it imports from hack/
+from rollouts import bucket  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,9 +28,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     report = yield
-    namespace = getattr(item, "funcargs", {}).get("namespace")
-    if report.when == "call" and report.failed and isinstance(namespace, Namespace):
-        report.sections.append((f"namespace {namespace.name}", namespace.diary()))
+    fixtures = getattr(item, "funcargs", {})
+    place = fixtures.get("arena") or fixtures.get("namespace")
+    if report.failed and isinstance(place, (Arena, Namespace)):
+        report.sections.append((f"{place}", place.diary()))
         operator = Namespace("ratchet-system")
         report.sections.append(
             ("operator", operator.kubectl("logs", "-l", "app.kubernetes.io/name=ratchet", "--tail=80"))
@@ -56,45 +58,17 @@ def s3_secret() -> Json:
 
 
 @pytest.fixture(scope="session")
-def s3(s3_secret: Json) -> Iterator[Any]:
+def s3() -> Iterator[Any]:
     """A client of the cluster's S3 server."""
-    key = {name: base64.b64decode(value).decode() for name, value in s3_secret["data"].items()}
-    with forwarded("ratchet-s3", "service/s3", 9000) as address:
-        yield boto3.client(
-            "s3",
-            endpoint_url=f"http://{address}",
-            region_name="us-east-1",
-            aws_access_key_id=key["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=key["AWS_SECRET_ACCESS_KEY"],
-            config=Config(s3={"addressing_style": "path"}),
-        )
+    with bucket.reached() as client:
+        yield client
 
 
 @pytest.fixture
 def namespace(request: pytest.FixtureRequest, s3_secret: Json) -> Iterator[Namespace]:
     slug = request.node.name.removeprefix("test_").replace("_", "-").replace("[", "-").replace("]", "")[:50]
-    name = f"t-{slug}".rstrip("-").lower()
-    space = Namespace(name)
-    subprocess.run(
-        ["kubectl", "delete", "namespace", name, "--ignore-not-found", "--wait"], check=True, timeout=180
-    )
-    space.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
-        }
-    )
-    space.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": "s3-credentials"},
-            "data": s3_secret["data"],
-        }
-    )
-    yield space
-    subprocess.run(["kubectl", "delete", "namespace", name, "--wait=false"], check=True, timeout=60)
+    with Namespace.fresh(f"t-{slug}".rstrip("-").lower(), s3_secret) as space:
+        yield space
 
 
 @pytest.fixture

@@ -1,0 +1,210 @@
+"""One PolicyDeployment under load that counts every answer, and what the rollout tests do to it."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from cluster import Json, KubectlError, Namespace, eventually
+from jobs import evict
+from rollouts import cartpoles, deployment
+from rollouts.audience import Audience
+from rollouts.cartpoles import Stored
+
+from ratchet.api.v1alpha1.training import S3
+from ratchet.policies.artifact import Artifact
+
+NAME = "cartpole"
+FOLDER = "tests/rollout"
+OPERATOR = Namespace("ratchet-system")
+OPERATOR_POD = "app.kubernetes.io/name=ratchet"
+SERVERS = f"ratchet.dev/policy-deployment={NAME},ratchet.dev/component=server"
+SPOILT = "spoilt"
+_PHASES = ("", "RollBack", "Surge", "Stage", "Promote", "Bake")
+# Each is made when a test asks for it.
+MADE: dict[str, Callable[[], Artifact]] = {
+    "fair": partial(cartpoles.balancing, cartpoles.WOBBLES),
+    "good": cartpoles.balancing,
+    "good too": partial(cartpoles.balancing, seed=1),
+    "good as well": partial(cartpoles.balancing, seed=2),
+    "worse": partial(cartpoles.balancing, cartpoles.DROPS),
+    "worse again": partial(cartpoles.balancing, cartpoles.DROPS, seed=1),
+    "slow": cartpoles.slow,
+    "NaN": cartpoles.not_a_number,
+    "too large": cartpoles.too_large,
+    SPOILT: partial(cartpoles.balancing, seed=3),
+    "another action space": cartpoles.another_action_space,
+}
+
+
+@dataclass
+class Arena:
+    """A PolicyDeployment, its players, and the checkpoints that it can be given.
+
+    Attributes:
+        client: of the cluster's S3 server.
+
+    """
+
+    namespace: Namespace
+    client: Any
+    stored: dict[str, Stored] = field(default_factory=dict[str, Stored])
+    begun: Json = field(default_factory=dict[str, Any])
+
+    @property
+    def audience(self) -> Audience:
+        return Audience(self.namespace.kubectl, NAME)
+
+    def policy(self, which: str) -> Stored:
+        """One of `MADE`, in the bucket."""
+        if which not in self.stored:
+            bucket = S3(bucket=deployment.BUCKET, prefix=FOLDER)
+            folder = which.replace(" ", "-")
+            self.stored[which] = cartpoles.store(
+                self.client, bucket, folder, MADE[which](), spoilt=which == SPOILT
+            )
+        return self.stored[which]
+
+    def open(self, first: str) -> None:
+        """Begins with a policy that serves, and players."""
+        self.namespace.apply(deployment.manifest(NAME, deployment.source(self.policy(first))))
+        self.settled(first)
+        self.play()
+
+    def play(self) -> None:
+        self.audience.start("--rate=160", "--players=8", "--masked=25")
+        eventually("the players are answered", lambda: (r := self.audience.report()) and r["valid"] > 0)
+
+    def offer(self, which: str) -> Stored:
+        """Changes the spec's source."""
+        policy = self.policy(which)
+        self.patch({"source": deployment.source(policy)})
+        return policy
+
+    def patch(self, spec: Json) -> None:
+        self.namespace.patch("rlpd", NAME, {"spec": spec})
+
+    def get(self) -> Json:
+        found = self.namespace.find("rlpd", NAME)
+        assert found is not None
+        return found
+
+    def status(self) -> Json:
+        return deployment.status(self.get())
+
+    def settled(self, which: str) -> None:
+        """Waits until a policy serves everybody and nothing is on trial."""
+        digest = self.policy(which).digest
+
+        def serves() -> bool:
+            status = self.status()
+            arm = status.get("stable") or {}
+            return arm.get("digest") == digest and not status.get("trial") and arm.get("ready", 0) >= 2
+
+        eventually(f"{which} serves", serves)
+
+    def serves(self, *which: str) -> str:
+        """The first of these policies, which serves everybody from now on, whatever was before."""
+        now = deployment.stable(self.get())
+        found = next(
+            (one for one in which if one in self.stored and self.stored[one].digest == now), which[0]
+        )
+        self.offer(found)
+        self.settled(found)
+        return found
+
+    def ended(self, policy: Stored, deadline: float = 120) -> Json:
+        """How the trial of a policy ended."""
+        return eventually(
+            "the trial ends", lambda: deployment.ending(self.get(), policy.digest), deadline=deadline
+        )
+
+    def phase(self) -> tuple[str, int]:
+        """Of the trial, and its stage; empty where nothing is on trial."""
+        trial = self.status().get("trial") or {}
+        return trial.get("phase", ""), trial.get("stage", 0)
+
+    def is_past(self, point: tuple[str, int], policy: Stored) -> bool:
+        """Whether a policy's trial is at a phase and stage, or further."""
+        phase, stage = self.phase()
+        return deployment.stable(self.get()) == policy.digest or (_PHASES.index(phase), stage) >= (
+            _PHASES.index(point[0]),
+            point[1],
+        )
+
+    def verdicts(self) -> set[str]:
+        """Of the guards on the present trial."""
+        return {one["verdict"] for one in self.status().get("decisions", [])}
+
+    def words(self) -> str:
+        """What the servers have said."""
+        return "\n".join(self.namespace.logs(pod["metadata"]["name"]) for pod in self.servers())
+
+    def servers(self) -> list[Json]:
+        """Pods that serve, and are not on their way out."""
+        pods = self.namespace.list("pods", SERVERS)
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+    def evicted(self, pod: Json) -> bool:
+        """Whether the disruption budget let a pod go."""
+        try:
+            evict(self.namespace, pod)
+        except KubectlError as error:
+            if "disruption budget" not in str(error):
+                raise
+            return False
+        return True
+
+    def waits(self, since: str, seconds: float) -> bool:
+        """Whether something has lasted so long."""
+        return time.time() - datetime.fromisoformat(since).timestamp() > seconds
+
+    def events(self, reason: str) -> list[str]:
+        """What was said of the PolicyDeployment."""
+        selector = f"involvedObject.name={NAME},reason={reason}"
+        events = json.loads(
+            self.namespace.kubectl("get", "events", "--field-selector", selector, "-o", "json")
+        )["items"]
+        return [event["message"] for event in events]
+
+    def kill_operator(self) -> None:
+        OPERATOR.kubectl("delete", "pod", "-l", OPERATOR_POD, "--grace-period=0", "--force", "--wait=false")
+
+    def report(self) -> Json:
+        """What the players have counted up to now, or later."""
+        now = time.time()
+        return eventually(
+            "the players say how it goes",
+            lambda: (r := self.audience.report()) and (r["time"] >= now or r["ended"]) and r,
+        )
+
+    def mark(self) -> None:
+        """What is counted from here on is this test's."""
+        self.begun = self.report()
+
+    def assert_nobody_noticed(self) -> Json:
+        """Every request since the mark got a valid answer, and no episode changed its policy."""
+        report, begun = self.report(), self.begun
+        assert report["valid"] > begun["valid"]
+        # Those that are on their way are neither valid nor failed yet.
+        assert (report["failed"], report["invalid"]) == (begun["failed"], begun["invalid"]), report
+        assert report["changed"] == begun["changed"], report["changes"]
+        assert report["lostRewards"] == begun["lostRewards"], report
+        return report
+
+    def __str__(self) -> str:
+        return f"namespace {self.namespace.name}"
+
+    def diary(self) -> str:
+        """The PolicyDeployment, its book and its players, for a person who looks into a failure."""
+        kubectl = self.namespace.kubectl
+        return "\n".join(
+            [
+                kubectl("get", "rlpd,configmaps", "-o", "yaml"),
+                json.dumps(self.audience.report(), indent=1),
+                self.namespace.diary(),
+            ]
+        )
