@@ -164,10 +164,10 @@ def _plain(
         now = clock()
         condition, latest = state(job).sentence, value(job, "status.evaluation.latest.steps")
         if condition != said:
-            console.print(condition, soft_wrap=True, markup=False, highlight=False)
+            console.print(condition, soft_wrap=True)
         due = at is None or (now - at).total_seconds() >= PLAIN_INTERVAL_SECONDS
         if due or latest != evaluated or condition != said:
-            console.print(line(job, now), soft_wrap=True, markup=False, highlight=False)
+            console.print(line(job, now), soft_wrap=True)
             at = now
         said, evaluated = condition, latest
         yield

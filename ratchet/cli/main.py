@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import typer
-from rich.console import Console
 
 from ratchet import __version__
 from ratchet.api.v1alpha1.kinds import KINDS, POLICY_DEPLOYMENT, RL_TRAINING_JOB
@@ -28,6 +27,7 @@ from ratchet.cli.options import (
     now,
     reach,
     show,
+    terminal,
 )
 from ratchet.cli.outcome import EPILOG, CommandError, Exit
 from ratchet.cli.rollout.commands import app as rollout
@@ -114,7 +114,7 @@ def train(
         data(applied[0] if len(applied) == 1 else {"items": applied}, output)
         return
     for resource in resources:
-        show(f"{KINDS[resource['kind']].name}/{resource['metadata']['name']} applied")
+        typer.echo(f"{KINDS[resource['kind']].name}/{resource['metadata']['name']} applied")
     name = str(jobs[0]["metadata"]["name"])
     if watch:
         _watch(cluster, name)
@@ -137,13 +137,13 @@ def watch_job(
 
 
 def _watch(cluster: Cluster, name: str) -> None:
-    console = Console()
+    console = terminal()
     try:
         job = live.follow(cluster.watch(RL_TRAINING_JOB, name), console, now)
     except KeyboardInterrupt:
         console.print(f"\nstopped watching; {name} goes on. See it again: ratchet watch {name}")
         raise typer.Exit(Exit.INTERRUPTED) from None
-    console.print(live.summary(job, now()), highlight=False)
+    console.print(live.summary(job, now()))
     raise typer.Exit(Exit.OK if ended(job) else Exit.NO)
 
 
@@ -177,7 +177,7 @@ def status(
         show(tables.jobs(jobs, now(), wide, everywhere), width=WIDE_COLUMNS if wide else 0)
     else:
         where = "any namespace" if everywhere else f"namespace {cluster.namespace}"
-        Console(stderr=True).print(f"no RLTrainingJob in {where}", highlight=False)
+        terminal(stderr=True).print(f"no RLTrainingJob in {where}")
 
 
 @app.command(epilog=EPILOG)
@@ -343,7 +343,7 @@ def validate(
     if not judged:
         raise CommandError(f"{', '.join(files)}: has no object of Ratchet's", Exit.USAGE)
     for manifest in judged:
-        show(f"{manifest.file}: {manifest.name}: valid")
+        typer.echo(f"{manifest.file}: {manifest.name}: valid")
 
 
 def _refuse(found: list[manifests.Finding], err: bool) -> None:

@@ -36,9 +36,7 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except CommandError as error:
-            Console(stderr=True).print(
-                f"error: {error}", style="red", soft_wrap=True, markup=False, highlight=False
-            )
+            terminal(stderr=True).print(f"error: {error}", style="red", soft_wrap=True)
             raise typer.Exit(error.code) from error
 
 
@@ -68,12 +66,16 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def terminal(stderr: bool = False) -> Console:
+    """Where it prints for people: what the cluster says is text, and no markup."""
+    return Console(stderr=stderr, markup=False, highlight=False)
+
+
 def show(what: RenderableType, width: int = 0) -> None:
     """Print for people, at least so wide."""
-    console = Console()
-    if width > console.width:
-        console = Console(width=width)
-    console.print(what, highlight=False)
+    console = terminal()
+    console.width = max(width, console.width)
+    console.print(what)
 
 
 def data(content: Any, form: str) -> None:

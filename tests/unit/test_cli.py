@@ -267,6 +267,12 @@ def test_status_of_one_job_shows_conditions_and_failures():
     assert "no environment CartPol-v1" in result.output
 
 
+def test_what_the_cluster_says_is_text_and_no_markup():
+    broken = job(condition("Failed", "the trainer said [/bold] and [red]"))
+
+    assert "[/bold] and [red]" in run(FakeCluster(broken), "status", "cartpole").output
+
+
 @pytest.mark.parametrize(("form", "load"), [("json", json.loads), ("yaml", yaml.safe_load)])
 def test_status_as_data_is_the_object_itself(form: str, load: Any):
     cluster = FakeCluster(SUCCEEDED)

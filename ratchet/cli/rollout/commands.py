@@ -4,7 +4,6 @@ import re
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from ratchet.api.v1alpha1.base import seconds
 from ratchet.api.v1alpha1.kinds import POLICY_DEPLOYMENT
@@ -21,6 +20,7 @@ from ratchet.cli.options import (
     now,
     reach,
     show,
+    terminal,
 )
 from ratchet.cli.outcome import CommandError, Exit
 from ratchet.cli.rollout import view
@@ -82,7 +82,7 @@ def status(
     elif output:
         data(found, output)
     else:
-        show(view.screen(read(found), now(), Console().width))
+        show(view.screen(read(found), now(), terminal().width))
 
 
 def _seconds(timeout: str) -> float | None:
@@ -100,18 +100,18 @@ def _list(cluster: Cluster, everywhere: bool, output: Literal["json", "yaml"] | 
         show(view.listing([read(one) for one in found], created, now(), everywhere))
     else:
         where = "any namespace" if everywhere else f"namespace {cluster.namespace}"
-        Console(stderr=True).print(f"no PolicyDeployment in {where}", highlight=False)
+        terminal(stderr=True).print(f"no PolicyDeployment in {where}")
 
 
 def _watch(cluster: Cluster, name: str, limit: float | None) -> None:
-    console = Console()
+    console = terminal()
     try:
         ended = follow(name, cluster.watch(POLICY_DEPLOYMENT, name, limit), console, now)
     except KeyboardInterrupt:
-        console.print(f"\nstopped watching; {name} goes on", highlight=False)
+        console.print(f"\nstopped watching; {name} goes on")
         raise typer.Exit(Exit.INTERRUPTED) from None
     style = "green" if ended.code is Exit.OK else "red"
-    console.print(f"{name} {ended.sentence}", style=style, soft_wrap=True, markup=False, highlight=False)
+    console.print(f"{name} {ended.sentence}", style=style, soft_wrap=True)
     raise typer.Exit(ended.code)
 
 
@@ -171,9 +171,9 @@ def _order(cluster: Cluster, verb: Verb, name: str, output: Literal["json", "yam
             Exit.TIMED_OUT,
         )
     else:
-        show(f"{name}: {verb} taken. {taken.reason}: {taken.message}")
+        typer.echo(f"{name}: {verb} taken. {taken.reason}: {taken.message}")
         if taken.status.trial is not None or verb in ("undo", "retry"):
-            show(f"follow it: ratchet rollout status {name} --watch")
+            typer.echo(f"follow it: ratchet rollout status {name} --watch")
 
 
 def _taken(cluster: Cluster, name: str, written: str) -> Seen | None:

@@ -65,7 +65,7 @@ def _plain(name: str, states: Iterator[Resource | None], console: Console, clock
         if (now := _changed(seen)) != said:
             # A person who reads a log wants to know when; a program can cut the first word.
             text = f"{clock():%H:%M:%S}  {line(seen)}"
-            console.print(text, soft_wrap=True, markup=False, highlight=False)
+            console.print(text, soft_wrap=True)
             said = now
         yield seen
 
