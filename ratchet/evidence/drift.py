@@ -59,13 +59,8 @@ class Drift:
         return sum(max(0.0, a - b) for a, b in zip(canary, against, strict=True))
 
     def log_e_above(self, allowed: float, decisions_per_episode: float = 1.0) -> float:
-        """Log evidence that the distance is above the allowed one.
-
-        Decisions within an episode are correlated. The geometric mean of m e-values is one however they
-        depend on each other (Hölder), so dividing by decisions_per_episode counts episodes, not decisions.
-        """
-        log_e = self.contrast.log_e_above(margin=-allowed, width=1.0)
-        return log_e / max(1.0, decisions_per_episode)
+        """Log evidence that the distance is above the allowed one; counts episodes, not decisions."""
+        return self.contrast.log_e_above(margin=-allowed, width=1.0, together=decisions_per_episode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +89,14 @@ class Shift:
         found: list[float] = []
         for contrast in self.components:
             margin = allowed * _deviation(contrast)
-            found += [contrast.log_e_above(margin=-margin), contrast.log_e_below(margin=margin)]
+            found += [
+                contrast.log_e_above(margin=-margin, together=decisions_per_episode),
+                contrast.log_e_below(margin=margin, together=decisions_per_episode),
+            ]
         if not found:
             return 0.0
         top = max(found)
-        mean = top + math.log(sum(math.exp(one - top) for one in found) / len(found))
-        return mean / max(1.0, decisions_per_episode)
+        return top + math.log(sum(math.exp(one - top) for one in found) / len(found))
 
 
 def _deviation(contrast: Contrast) -> float:

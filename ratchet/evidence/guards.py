@@ -74,7 +74,7 @@ class RateAgainstStable:
             absolute = Rate(self.tolerated, state.canary)
             # Both must be broken; either may be kept, and the mean of two e-values is one.
             broken = min(broken, absolute.log_e_above)
-            kept = float(_log_mean(kept, absolute.log_e_below))
+            kept = _log_mean(kept, absolute.log_e_below)
         rate, base = state.canary.rate, state.stable.rate
         sentence = (
             f"{_percent(rate)} of {state.canary.n:,} canary answers are {self.what}, {_percent(base)} of "
@@ -122,7 +122,10 @@ class LatencyLimit:
 
 @dataclass(frozen=True, slots=True)
 class LatencyAgainstStable:
-    """Canary's quantile of latency is at most `ratio` x stable's. State: a LatencyRatio."""
+    """Canary's quantile of latency is at most `ratio` x stable's. State: a LatencyRatio.
+
+    It fails where more answers than the quantile leaves are slower than that, and more than of stable's.
+    """
 
     name: str
     quantile: float
@@ -138,6 +141,8 @@ class LatencyAgainstStable:
         """The verdict on the sums so far."""
         test = state.ratio
         low, high = test.interval(alpha)
+        share = 1 - self.quantile
+        absolute = Rate(share, test.canary)
         canary, stable = state.quantiles()
         sentence = (
             f"{_quantile(self.quantile)} is {_seconds(canary)} on canary ({sum(state.canary):,} answers), "
@@ -146,7 +151,8 @@ class LatencyAgainstStable:
         )
         measured = Measured(
             canary, stable, sum(state.canary), sum(state.stable), test.estimate, low, high, 1.0,
-            test.canary.rate <= test.stable.rate, test.log_e_above, test.log_e_below, sentence,
+            test.canary.rate <= max(test.stable.rate, share), min(test.log_e_above, absolute.log_e_above),
+            _log_mean(test.log_e_below, absolute.log_e_below), sentence,
         )  # fmt: skip
         return decide(self.name, measured, alpha, beta, self.minimum)
 
@@ -242,9 +248,9 @@ class DriftGuard:
 
     def judge(self, state: Drift, alpha: float, beta: float) -> Decision:
         """The verdict on the sums so far; it is never proven that actions are the same."""
-        broken = state.log_e_above(self.distance, self.decisions_per_episode)
-        scaled = alpha ** max(1.0, self.decisions_per_episode)
-        low = max(0.0, state.contrast.interval(scaled, width=1.0)[0]) if scaled > 0 else 0.0
+        together = self.decisions_per_episode
+        broken = state.log_e_above(self.distance, together)
+        low = max(0.0, state.contrast.interval(alpha, width=1.0, together=together)[0])
         n, against = sum(state.canary), "training" if state.reference else "stable"
         sentence = (
             f"{_percent(state.distance)} of {n:,} canary actions would have to change to match {against} "

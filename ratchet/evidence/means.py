@@ -135,7 +135,9 @@ class Contrast:
         """Estimate of canary's mean less factor x stable's, 0 before any cohort."""
         return (self.canary.total - factor * self.stable.total) / self.weight if self.weight else 0.0
 
-    def log_e_below(self, factor: float = 1.0, margin: float = 0.0, width: float | None = None) -> float:
+    def log_e_below(
+        self, factor: float = 1.0, margin: float = 0.0, width: float | None = None, together: float = 1.0
+    ) -> float:
         """Log evidence that canary's mean is below factor x stable's less margin.
 
         Args:
@@ -143,42 +145,51 @@ class Contrast:
             margin: in units of the return.
             width: of the range that values certainly lie in, for a test that is exact at any size; None for
                 one that is exact asymptotically.
+            together: how many values depend on each other, however they do: they count for one.
 
         """
-        return self._log_e(-1.0, factor, margin, width)
+        return self._log_e(-1.0, factor, margin, width, together)
 
-    def log_e_above(self, factor: float = 1.0, margin: float = 0.0, width: float | None = None) -> float:
+    def log_e_above(
+        self, factor: float = 1.0, margin: float = 0.0, width: float | None = None, together: float = 1.0
+    ) -> float:
         """Log evidence that canary's mean is above factor x stable's less margin."""
-        return self._log_e(1.0, factor, margin, width)
+        return self._log_e(1.0, factor, margin, width, together)
 
-    def interval(self, alpha: float, factor: float = 1.0, width: float | None = None) -> tuple[float, float]:
+    def interval(
+        self, alpha: float, factor: float = 1.0, width: float | None = None, together: float = 1.0
+    ) -> tuple[float, float]:
         """Bounds of canary's mean less factor x stable's, each ever wrong with probability at most alpha."""
         needed, estimate = -math.log(alpha), self.difference(factor)
 
         def refuted(sign: float, reach: float) -> bool:
-            return self._log_e(sign, factor, sign * reach - estimate, width) >= needed
+            return self._log_e(sign, factor, sign * reach - estimate, width, together) >= needed
 
         return (
             estimate - _least(lambda reach: refuted(1.0, reach)),
             estimate + _least(lambda reach: refuted(-1.0, reach)),
         )
 
-    def _log_e(self, sign: float, factor: float, margin: float, width: float | None) -> float:
+    def _log_e(
+        self, sign: float, factor: float, margin: float, width: float | None, together: float
+    ) -> float:
         if not self.weight:
             return 0.0
-        total = sign * (self.weight * (self.difference(factor) + margin))
+        # The geometric mean of e-values is one however they depend on each other (Hölder): sums are divided.
+        weight = self.weight / together
+        total = sign * (weight * (self.difference(factor) + margin))
         if width is not None:
             squares = self.canary.squares + factor**2 * self.stable.squares
-            return empirical_bernstein(total, squares, width * max(1.0, abs(factor)))
+            return empirical_bernstein(total, squares / together, width * max(1.0, abs(factor)))
         arms = (self.canary,) if self.constant else (self.canary, self.stable)
-        if min(arm.all.n for arm in arms) < _LEAST_EPISODES:
+        if min(arm.all.n for arm in arms) < _LEAST_EPISODES * together:
             return 0.0
         # A canary that was lucky or unlucky in its first episodes has seen none of the rare returns yet.
         variance = max(arm.variance for arm in arms)
         if not variance and self.constant:
             return 0.0
         variance_of_total = self.canary.spread * variance + factor**2 * self.stable.within
-        return normal_mixture(total, variance_of_total, self.weight)
+        return normal_mixture(total, variance_of_total / together, weight)
 
 
 def normal_mixture(total: float, variance: float, weight: float) -> float:

@@ -4,6 +4,7 @@ Both tests are exact at any sample size and at any number of looks. They take th
 from interval to interval, together in both arms: a failing dependency that hurts both is no evidence.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,15 +17,19 @@ _RATIO_REACH = 24  # ratios from 1/64 to 64 times the allowed one
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """`bad` of `n`; n is never below bad, though two counters be read a moment apart."""
+    """`bad` of `n`; n is never below bad, though two counters be read a moment apart.
+
+    Of things that go wrong together, as the decisions of one request may, each counts for its share of one:
+    the geometric mean of their e-values is an e-value however they depend on each other (Hölder).
+    """
 
     n: int = 0
-    bad: int = 0
+    bad: float = 0
 
     def __post_init__(self) -> None:
         if self.bad < 0 or self.n < self.bad:
             object.__setattr__(self, "bad", max(0, self.bad))
-            object.__setattr__(self, "n", max(self.n, self.bad))
+            object.__setattr__(self, "n", max(self.n, math.ceil(self.bad)))
 
     def __add__(self, other: "Count") -> "Count":
         return Count(self.n + other.n, self.bad + other.bad)

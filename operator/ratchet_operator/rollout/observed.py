@@ -1,10 +1,12 @@
 """Whether the pods follow the split that was written for them, and who is still asked. Pure."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
-from ratchet.api.v1alpha1.serverstats import Route
+from ratchet.api.v1alpha1.serverstats import ArmStats, Route, ServerStats
+from ratchet_operator.rollout.counting import STABLE
 from ratchet_operator.rollout.judging import PodAnswer
 from ratchet_operator.rollout.values import Split
 
@@ -17,14 +19,12 @@ class Watch:
 
     Attributes:
         split: that was followed at the last look, None where none was.
-        asked: by arm, when a pod of it was last asked something; unix seconds of the operator's clock.
-        counted: by pod UID, its incarnation and the requests that it had answered itself.
+        since: when it was first seen to be; unix seconds of the operator's clock.
 
     """
 
     split: Split | None = None
-    asked: Mapping[str, float] = field(default_factory=dict[str, float])
-    counted: Mapping[str, tuple[str, int]] = field(default_factory=dict[str, tuple[str, int]])
+    since: float = math.inf
 
 
 def observe(
@@ -41,8 +41,7 @@ def observe(
         watch: what the call before returned.
         written: the split as it is written in the cluster.
         routes: the route, by arm, that says this split to the arm's pods.
-        answers: one for each pod that a request can reach; a pod without an answer follows nothing, and may
-            be busy.
+        answers: one for each pod that a request can reach; a pod without an answer follows nothing.
         now: the operator's clock.
         quiet: seconds without a request, under the present split, after which an arm is idle.
 
@@ -51,26 +50,36 @@ def observe(
         seconds that are missing until it is idle, rounded up, None where no split is followed.
 
     """
-    followed = all(
-        answer.stats is not None
-        and Route.model_validate(answer.stats.route.model_dump(include=set(Route.model_fields)))
-        == routes[answer.arm]
-        for answer in answers
-        if answer.arm in routes
+    heard = [(answer.arm, answer.stats) for answer in answers if answer.stats is not None]
+    is_followed = len(heard) == len(answers) > 0 and all(
+        arm not in routes or _says(stats, routes[arm]) for arm, stats in heard
     )
-    if not followed or not answers:
+    if not is_followed:
         return Watch(), None, None
     at = now.timestamp()
-    asked = dict(watch.asked) if watch.split == written else {answer.arm: at for answer in answers}
-    counted: dict[str, tuple[str, int]] = {}
-    for answer in answers:
-        if answer.stats is None:
-            asked[answer.arm] = at
-            continue
-        mine = {answer.stats.current, answer.stats.previous}
-        requests = sum(tally.requests for tally in answer.stats.arms if tally.digest in mine)
-        counted[answer.uid] = answer.stats.incarnation, requests
-        if requests and watch.counted.get(answer.uid) != counted[answer.uid]:
-            asked[answer.arm] = at
-    left = {arm: max(0, int(quiet - (at - then) + 0.999)) for arm, then in asked.items()}
-    return Watch(written, asked, counted), written, left
+    since = min(watch.since, at) if watch.split == written else at
+    left: dict[str, int] = {}
+    for arm, stats in heard:
+        missing = math.ceil(quiet - min(at - since, _idle(stats)))
+        left[arm] = max(left.get(arm, 0), missing)
+    return Watch(written, since), written, left
+
+
+def _says(stats: ServerStats, route: Route) -> bool:
+    return all(getattr(stats.route, name) == getattr(route, name) for name in Route.model_fields)
+
+
+def _idle(stats: ServerStats) -> float:
+    """Seconds since a pod was last asked for an answer of its own."""
+    return min((_since(tally) for tally in stats.arms if _is_own(stats, tally)), default=math.inf)
+
+
+def _since(tally: ArmStats) -> float:
+    if not tally.requests:
+        return math.inf
+    return tally.seconds_since_request or 0.0
+
+
+def _is_own(stats: ServerStats, tally: ArmStats) -> bool:
+    """Whether the pod answered these itself, for clients or for another pod."""
+    return tally.arm == STABLE or tally.digest in (stats.current, stats.previous)
