@@ -91,12 +91,14 @@ format: venv ## Format the code
 	@$(BIN)/ruff format .
 
 .PHONY: manifests
-manifests: venv ## Write the CRDs from the API's models
+manifests: venv ## Write the CRDs from the API's models, and the dashboards
 	@$(BIN)/python -m ratchet.api.crd
+	@$(BIN)/python hack/dashboards.py
 
 .PHONY: verify
 verify: venv ## Fail where something generated is out of date
 	@$(BIN)/python -m ratchet.api.crd --check
+	@$(BIN)/python hack/dashboards.py --check
 	@$(BIN)/ratchet validate -f examples
 
 .PHONY: benchmark

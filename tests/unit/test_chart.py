@@ -14,14 +14,17 @@ CHART = ROOT / "charts" / "ratchet"
 EVERYTHING = (
     "replicas=3",
     "networkPolicies.enabled=true",
-    "metrics.serviceMonitor.enabled=true",
+    "monitoring.monitors.enabled=true",
+    "monitoring.rules.enabled=true",
+    "monitoring.dashboards.enabled=true",
     "nodes.visible=true",
     "rbac.ownerReferencesPermissionEnforcement=true",
     "priorityClassName=high",
     "podLabels.a=b",
     "podAnnotations.c=d",
     "serviceAccount.annotations.e=f",
-    "metrics.serviceMonitor.labels.g=h",
+    "monitoring.monitors.labels.g=h",
+    "monitoring.rules.labels.i=j",
     "imagePullSecrets[0].name=registry",
     "nodeSelector.disk=ssd",
     "tolerations[0].key=spot",
@@ -230,10 +233,77 @@ def test_people_with_view_and_edit_get_ratchets_objects_too():
     roles = {one["metadata"]["name"]: one["metadata"]["labels"] for one in of_kind(rendered(), "ClusterRole")}
     assert roles["ratchet-view"]["rbac.authorization.k8s.io/aggregate-to-view"] == "true"
     assert roles["ratchet-edit"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
+    assert roles["ratchet-edit"]["rbac.authorization.k8s.io/aggregate-to-admin"] == "true"
+
+
+def test_people_may_do_with_every_kind_what_their_role_says():
+    """As the definitions have them: each kind, and those of its subresources that people use."""
+    viewed, edited = set[str](), set[str]()
+    for definition in of_kind(rendered(), "CustomResourceDefinition"):
+        plural = definition["spec"]["names"]["plural"]
+        subresources = definition["spec"]["versions"][0].get("subresources", {})
+        viewed |= {plural, *(f"{plural}/status" for name in subresources if name == "status")}
+        edited |= {plural, *(f"{plural}/scale" for name in subresources if name == "scale")}
+    rules = {one["metadata"]["name"]: one["rules"] for one in of_kind(rendered(), "ClusterRole")}
+    assert {name for rule in rules["ratchet-view"] for name in rule["resources"]} == viewed
+    assert {name for rule in rules["ratchet-edit"] for name in rule["resources"]} == edited
+
+
+def test_nothing_for_prometheus_or_grafana_comes_unasked():
+    kinds = {document["kind"] for document in rendered()}
+    assert not kinds & {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap"}
+
+
+def test_monitors_find_every_page_and_keep_the_labels_that_metrics_bring():
+    documents = rendered(*EVERYTHING)
+    (service,) = of_kind(documents, "Service")
+    (operator,) = of_kind(documents, "ServiceMonitor")
+    assert operator["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    pods = {
+        one["spec"]["selector"]["matchLabels"]["ratchet.dev/component"]: one["spec"]
+        for one in of_kind(documents, "PodMonitor")
+    }
+    assert pods.keys() == {"trainer", "server"}
+    for spec in pods.values():
+        assert spec["namespaceSelector"] == {"any": True}
+    assert pods["server"]["podTargetLabels"] == ["ratchet.dev/policy-deployment", "ratchet.dev/revision"]
+    ends = [
+        *operator["spec"]["endpoints"],
+        *(end for spec in pods.values() for end in spec["podMetricsEndpoints"]),
+    ]
+    assert all(end["honorLabels"] and end["port"] == "http" for end in ends)
+    for one in of_kind(documents, "ServiceMonitor", "PodMonitor"):
+        assert one["metadata"]["labels"]["g"] == "h"
+
+
+def test_monitors_of_some_namespaces_look_into_no_other():
+    documents = rendered("watchNamespaces={team-a,team-b}", "monitoring.monitors.enabled=true")
+    for one in of_kind(documents, "PodMonitor"):
+        assert one["spec"]["namespaceSelector"] == {"matchNames": ["team-a", "team-b"]}
+
+
+def test_rules_and_dashboards_reach_the_cluster_as_they_are_in_the_chart():
+    documents = rendered(*EVERYTHING)
+    (rules,) = of_kind(documents, "PrometheusRule")
+    assert rules["spec"] == yaml.safe_load((CHART / "rules" / "ratchet.yaml").read_text())
+    assert rules["metadata"]["labels"]["i"] == "j"
+    maps = of_kind(documents, "ConfigMap")
+    files = {path.name: path.read_text() for path in (CHART / "dashboards").glob("*.json")}
+    assert {key: text for one in maps for key, text in one["data"].items()} == files
+    for one in maps:
+        assert one["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert len(json.dumps(one)) < 262_144  # else kubectl apply can't
 
 
 @pytest.mark.parametrize(
-    "setting", ["replica=2", "images.pullPolicy=Sometimes", "watchNamespaces={Team_A}", "logLevel=LOUD"]
+    "setting",
+    [
+        "replica=2",
+        "images.pullPolicy=Sometimes",
+        "watchNamespaces={Team_A}",
+        "logLevel=LOUD",
+        "monitoring.monitors.interval=often",
+    ],
 )
 def test_a_wrong_value_is_refused_by_the_values_schema(setting: str):
     done = template(setting)
