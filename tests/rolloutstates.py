@@ -32,6 +32,7 @@ def arm(digest: str, weight: int, ready: int = 1, replicas: int = 1, steps: int 
     made = Lineage(
         job="cartpole",
         attempt=1,
+        checkpoint=f"{steps:012d}-1-40",
         steps=steps,
         image="registry.example.com/server@sha256:" + "7" * 64,
         configuration="sha256:" + "c" * 64,
@@ -39,6 +40,7 @@ def arm(digest: str, weight: int, ready: int = 1, replicas: int = 1, steps: int 
     return Arm(
         digest=digest,
         name=digest[7:19],
+        revision=digest[7:8] * 8,
         weight=weight,
         replicas=replicas,
         ready=ready,
@@ -109,9 +111,11 @@ def deployment(
     """One object; without a reason the operator has not looked at it."""
     made = PolicyDeploymentSpec.model_validate({"source": JOB, **(spec or {})})
     told = [condition("Progressing", reason, message)] if reason else []
-    ready = [condition("Ready", "Serving", "")] if status.get("stable") else []
+    well = (
+        [condition("Available", "ServersReady", "2 of 2 servers are ready.")] if status.get("stable") else []
+    )
     written = PolicyDeploymentStatus(
-        observed_generation=1 if reason else None, conditions=[*told, *ready], command=command, **status
+        observed_generation=1 if reason else None, conditions=[*told, *well], command=command, **status
     )
     metadata: Resource = {"name": "cartpole", "namespace": "default", "generation": 1}
     metadata["creationTimestamp"] = "2026-01-31T12:00:00Z"

@@ -99,12 +99,12 @@ def test_a_stage_shows_arms_guards_time_left_and_lineage():
     for words in (
         "cartpole · Watching · canary · 18s left of this step",
         "surge ✓ → 5% ✓ → 25% ● → 50% → 100% → bake",
-        "stable  999999999999     75%   2/2   37.5  cartpole, 40,000 steps",
-        "canary  aaaaaaaaaaaa     25%   1/1   12.5  cartpole, 120,000 steps",
+        "stable  999999999999  99999999     75%   2/2   37.5   40,000",
+        "canary  aaaaaaaaaaaa  aaaaaaaa     25%   1/1   12.5  120,000",
         "errorRate  waiting  0.556%  0.494%  180 / 1620  0x to 17x  0.19 / 100",
         "errorRate: 180 of 500 samples",
         "nan        pass          0",
-        "canary         1  cccccccccccc   aaaaaaaaaaaa  777777777777",
+        "canary   cartpole        1  cccccccccccc   000000120000-1-40  777777777777",
     ):
         assert words in told
 
@@ -366,7 +366,7 @@ def test_what_waits_for_a_persons_word_is_begun_by_promote():
     source = {**states.JOB, "trainingJob": {**states.JOB["trainingJob"], "follow": "OnApproval"}}
     waiting = deployment(
         "AwaitingApproval", "aaaaaaaaaaaa waits.", spec={"source": source},
-        **{**states.SERVING, "source_digest": NEW},
+        **states.SERVING,
     )  # fmt: skip
     cluster = Recorded(waiting)
     cluster.after = states.SURGING
@@ -385,11 +385,33 @@ def test_an_order_that_nobody_takes_says_that_it_stays_written():
     assert "abort is written, and the operator has not taken it" in result.stderr
 
 
-def test_a_paused_manifest_is_not_resumed_by_an_order():
-    paused = copy.deepcopy(states.PAUSED)
+def test_a_paused_manifest_is_said_and_not_resumed_by_an_order():
+    paused = copy.deepcopy(states.SERVES)
     paused["spec"]["paused"] = True
 
+    assert "The manifest says paused: true" in shown(paused)
     assert "write paused: false there" in run(Recorded(paused), "resume", "cartpole").stderr
+
+
+def test_verdicts_that_acted_before_do_not_stand_beside_those_of_now():
+    resource = copy.deepcopy(states.STAGE_2)
+    acted = states.errors(0, 600).to_wire() | {"action": "Advance"}
+    resource["status"]["decisions"].insert(0, acted)
+
+    assert shown(resource).count("errorRate  ") == 1
+    assert "errorRate  waiting" in shown(resource)
+
+
+def test_a_watch_waits_until_enough_pods_are_there():
+    few = copy.deepcopy(states.SERVES)
+    lacking = states.condition("Degraded", "TooFewServers", "1 of 2 servers are ready.")
+    few["status"]["conditions"].append(lacking.to_wire())
+
+    result = run(Recorded(few, few, states.SERVES), *WATCH)
+
+    assert "Degraded is True: 1 of 2 servers are ready." in shown(few)
+    assert result.exit_code == Exit.OK
+    assert run(Recorded(few, few), *WATCH).exit_code == Exit.TIMED_OUT
 
 
 def test_a_status_of_a_newer_release_is_read_as_far_as_it_is_known():

@@ -72,9 +72,8 @@ def _plain(name: str, states: Iterator[Resource | None], console: Console, clock
 
 def _changed(seen: Seen) -> object:
     """What makes a new line: a step, a weight, pods, a verdict; not each second, nor each sample."""
-    status = seen.status
-    verdicts = [(record.guard, record.verdict, record.proven) for record in status.decisions]
-    return seen.reason, _arms(seen), verdicts if status.trial else seen.message
+    verdicts = [(record.guard, record.verdict, record.proven) for record in seen.decisions]
+    return seen.reason, _arms(seen), verdicts if seen.status.trial else seen.message
 
 
 def _arms(seen: Seen) -> list[str]:
@@ -89,7 +88,7 @@ def _arms(seen: Seen) -> list[str]:
 def line(seen: Seen) -> str:
     """Write where a rollout stands in one plain line."""
     verdicts: dict[str, list[str]] = {}
-    for record in seen.status.decisions if seen.status.trial else ():
+    for record in seen.decisions:
         word = "proven" if record.proven else guards.WORDS[record.verdict]
         verdicts.setdefault(word, []).append(record.guard)
     told = [f"{word}: {', '.join(names)}" for word, names in verdicts.items()]

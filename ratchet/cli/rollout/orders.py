@@ -3,7 +3,7 @@
 import secrets
 from typing import Literal
 
-from ratchet.cli.rollout.seen import STUCK, Seen, short
+from ratchet.cli.rollout.seen import Seen, short
 
 Verb = Literal["promote", "pause", "resume", "abort", "undo", "retry"]
 
@@ -34,8 +34,6 @@ def refusal(verb: Verb, seen: Seen) -> str | None:
             return f"{tried} serves everybody already; to take it back: ratchet rollout undo {name}"
         case "pause" if trial.paused:
             return f"{name} is paused already"
-        case "resume" if seen.spec.paused:
-            return f"{name} is paused by its manifest: write paused: false there"
         case "resume" if not trial.paused and not _waits_for_approval(seen):
             return f"{name} is not paused and waits for no approval: {seen.message}"
         case "abort" | "undo" if seen.status.stable is None:
@@ -49,10 +47,12 @@ def _idle(verb: Verb, seen: Seen) -> str | None:
     serves = short(status.stable.digest) if status.stable else "no policy"
     is_newer = status.source_digest not in (None, status.stable.digest if status.stable else None)
     nothing = f"{name} has nothing on trial, {serves} serves"
+    if seen.spec.paused and verb in ("promote", "resume", "retry"):
+        return f"{nothing}, and its manifest says paused: true: write paused: false there"
     again = f"; to try {short(status.source_digest or '')} again: ratchet rollout retry {name}"
     match verb:
         case "promote":
-            if _on_approval(seen) and is_newer and seen.reason not in STUCK:
+            if seen.reason == "AwaitingApproval":
                 return None
             return f"{nothing}: there is nothing to promote" + (again if is_newer else "")
         case "abort":
@@ -68,11 +68,6 @@ def _idle(verb: Verb, seen: Seen) -> str | None:
             return f"{nothing}, which is what the source means: there is nothing to retry"
         case _:
             return f"{nothing}: there is nothing to {verb}"
-
-
-def _on_approval(seen: Seen) -> bool:
-    job = seen.spec.source.training_job
-    return job is not None and job.follow == "OnApproval"
 
 
 def _waits_for_approval(seen: Seen) -> bool:

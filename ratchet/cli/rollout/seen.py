@@ -8,7 +8,11 @@ from pydantic import ValidationError
 
 from ratchet.api.v1alpha1.base import seconds
 from ratchet.api.v1alpha1.common import Condition
-from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec, PolicyDeploymentStatus
+from ratchet.api.v1alpha1.policydeployment import (
+    DecisionRecord,
+    PolicyDeploymentSpec,
+    PolicyDeploymentStatus,
+)
 from ratchet.cli.outcome import CommandError, Exit
 from ratchet.cli.words import Resource, instant, value
 
@@ -16,10 +20,14 @@ ANNOTATION = "ratchet.dev/rollout"
 
 # Nothing is on trial, and a person has to do something before anything is.
 STUCK = frozenset({"Quarantined", "AttemptsExhausted"})
-BAD = STUCK | {"Failed", "RollingBack", "RolledBack", "ProgressDeadlineExceeded", "SourceInvalid"}
+BAD = STUCK | {
+    "Failed", "RollingBack", "RolledBack", "RollBackFailed", "RollBackTimedOut", "ProgressDeadlineExceeded",
+    "InvalidSpec", "NameTaken", "Refused", "SecretNotFound", "JobUnreadable",
+}  # fmt: skip
 GOOD = frozenset({"Serving", "Promoted"})
 HELD = frozenset(
-    {"Paused", "AwaitingApproval", "CoolingDown", "NotEnoughEvidence", "SourceDown", "SourceUnknown", "Fail"}
+    {"Paused", "AwaitingApproval", "CoolingDown", "NotEnoughEvidence", "SourceDown", "Fail"}
+    | {"SourceUnknown", "JobNotFound", "WaitingForCheckpoint"}
 )
 
 
@@ -49,6 +57,12 @@ class Seen:
     def condition(self, kind: str) -> Condition | None:
         """The condition of a type."""
         return next((one for one in self.status.conditions if one.type == kind), None)
+
+    @property
+    def decisions(self) -> list[DecisionRecord]:
+        """What each guard says of the present trial; before it in the status stand verdicts that acted."""
+        newest = {record.guard: record for record in self.status.decisions}
+        return list(newest.values()) if self.status.trial is not None else []
 
     @property
     def reason(self) -> str:
@@ -201,12 +215,9 @@ def end(seen: Seen, followed: str | None) -> End | None:
             return End(Exit.NO, f"rolled back: {past.message or past.outcome}")
     if seen.reason in STUCK:
         return End(Exit.NO, seen.message)
-    ready = seen.condition("Ready")
-    if (
-        status.stable is None
-        or seen.reason == "CoolingDown"
-        or (ready is not None and ready.status != "True")
-    ):
+    degraded = seen.condition("Degraded")
+    lacks_pods = degraded is not None and degraded.status == "True"
+    if status.stable is None or seen.reason == "CoolingDown" or lacks_pods:
         return None
     serves = short(status.stable.digest)
     if seen.reason in GOOD:

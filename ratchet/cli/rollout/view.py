@@ -5,7 +5,7 @@ from datetime import datetime
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ratchet.api.v1alpha1.policydeployment import Arm, DecisionRecord
+from ratchet.api.v1alpha1.policydeployment import DecisionRecord
 from ratchet.cli.rollout import guards
 from ratchet.cli.rollout.seen import Seen, left, short, steps
 from ratchet.cli.tables import bare_table
@@ -21,17 +21,18 @@ STRATEGIES = {
     "AllAtOnce": "all at once",
 }
 OUTCOMES = {"Promoted": "green", "Failed": "red", "TimedOut": "red", "Aborted": "yellow", "Superseded": "dim"}
-ORDINARY = frozenset({"Progressing", "Ready"})
+# What a condition says where all is well; Progressing has a line of its own.
+WELL = {"Available": "True", "Degraded": "False"}
 
 
 def screen(seen: Seen, now: datetime, width: int) -> RenderableType:
     """Show one rollout."""
     status = seen.status
-    parts: list[RenderableType] = [*_head(seen, now), "", _arms(seen, width)]
-    if status.trial is not None and status.decisions:
-        parts += ["", _verdicts(status.decisions, width), *_reasons(status.decisions, seen.message)]
+    parts: list[RenderableType] = [*_head(seen, now), "", _arms(seen)]
+    if seen.decisions:
+        parts += ["", _verdicts(seen.decisions, width), *_reasons(seen.decisions, seen.message)]
     if status.trial is not None and seen.spec.strategy.type == "AB":
-        parts += ["", _report(status.decisions)]
+        parts += ["", _report(seen.decisions)]
     parts += ["", *_lineage(seen)]
     for item in status.quarantined:
         if item.message not in seen.message:
@@ -56,40 +57,37 @@ def _head(seen: Seen, now: datetime) -> list[RenderableType]:
         lines.append(path)
     lines.append(Text(seen.message, seen.colour if seen.colour != "cyan" else ""))
     for condition in seen.status.conditions:
-        is_odd = condition.type == "Ready" and condition.status != "True"
-        if is_odd or condition.type not in ORDINARY:
+        is_odd = condition.status != WELL.get(condition.type, condition.status)
+        if is_odd and condition.message and condition.message not in seen.message:
             lines.append(Text(f"{condition.type} is {condition.status}: {condition.message}", "yellow"))
+    if seen.spec.paused and seen.status.trial is None:
+        lines.append(Text("The manifest says paused: true, so that no trial begins.", "yellow"))
     if seen.is_leaving:
         lines.append(Text("It is being deleted.", "yellow"))
     return lines
 
 
-def _arms(seen: Seen, width: int) -> RenderableType:
+def _arms(seen: Seen) -> RenderableType:
     arms = [
         (name, arm) for name, arm in (("stable", seen.status.stable), ("canary", seen.status.canary)) if arm
     ]
     if not arms:
         return Text("No policy serves yet.")
-    told = bare_table("Arm", "Policy", "Weight", "Pods", "Req/s", "From", right=("Weight", "Pods", "Req/s"))
+    told = bare_table(
+        "Arm", "Policy", "Revision", "Weight", "Pods", "Req/s", "Steps",
+        right=("Weight", "Pods", "Req/s", "Steps"),
+    )  # fmt: skip
     for name, arm in arms:
         told.add_row(
             name,
             Text(short(arm.digest), "bold"),
+            arm.revision or NONE,
             f"{arm.weight}%",
             Text(f"{arm.ready}/{arm.replicas}", "" if arm.ready >= arm.replicas else "yellow"),
             number(arm.requests_per_second, 1),
-            _origin(arm),
+            number(arm.lineage.steps if arm.lineage else None),
         )
     return told
-
-
-def _origin(arm: Arm) -> str:
-    made = arm.lineage
-    if made is None:
-        return NONE
-    if made.job is None:
-        return made.checkpoint or NONE
-    return made.job if made.steps is None else f"{made.job}, {number(made.steps)} steps"
 
 
 def _verdicts(records: list[DecisionRecord], width: int) -> RenderableType:
@@ -139,13 +137,20 @@ def _report(records: list[DecisionRecord]) -> RenderableType:
 
 def _lineage(seen: Seen) -> list[RenderableType]:
     """From which run each policy came, and what answers with it."""
-    told = bare_table("Lineage", "Attempt", "Configuration", "Checkpoint", "Image", right=("Attempt",))
+    told = bare_table(
+        "Lineage", "Job", "Attempt", "Configuration", "Checkpoint", "Image", right=("Attempt",)
+    )  # fmt: skip
     for name, arm in (("stable", seen.status.stable), ("canary", seen.status.canary)):
         if arm is not None and arm.lineage is not None:
             made = arm.lineage
-            image = (made.image or NONE).rpartition("@")[2]
-            attempt, configuration = number(made.attempt), short(made.configuration or NONE)
-            told.add_row(name, attempt, configuration, short(arm.digest), short(image))
+            told.add_row(
+                name,
+                made.job or NONE,
+                number(made.attempt),
+                short(made.configuration or NONE),
+                made.checkpoint or short(arm.digest),
+                short((made.image or NONE).rpartition("@")[2]),
+            )
     return [told, ""] if told.rows else []
 
 
