@@ -26,8 +26,14 @@ SPEC = PolicySpec(
     observation=SpaceSpec(kind="Box", shape=(4,), low=-4.0, high=4.0),
     action=SpaceSpec(kind="Discrete", n=3, dtype="int64"),
 )
-# A canary is late only in the tests that are about that.
-CHOICES: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "drain_delay_seconds": 0.0, "canary_ms": 10_000.0}
+# Nothing is late but in the tests that are about that.
+CHOICES: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "port": 0,
+    "drain_delay_seconds": 0.0,
+    "canary_ms": 10_000.0,
+    "fallback_ms": 10_000.0,
+}
 RECURRENT = SPEC.model_copy(update={"recurrent_size": 8})
 
 

@@ -35,6 +35,8 @@ class Batching:
     Attributes:
         most: rows that a policy is asked at once.
         delay_seconds: that a question may have to wait; one that would wait longer is refused.
+        fallback_seconds: since a question came in which another policy may stand in for one that fails; the
+            oldest of those that are asked together counts.
         deterministic: for questions that do not say.
         remembered: answers to deterministic questions that are kept; 0 keeps none.
 
@@ -42,6 +44,7 @@ class Batching:
 
     most: int = 256
     delay_seconds: float = 0.1
+    fallback_seconds: float = 0.05
     deterministic: bool = False
     remembered: int = 0
 
@@ -236,7 +239,8 @@ class Answering:
             sessions = self._sessions(asked, policy)
             batch = self._batch(asked, sessions, policy)
             tally = self._stats.tally(arm, policy.digest, policy.spec.action)
-            outcome = self._answer_rows(step, others, batch, tally, self._settings.most)
+            until = min([question.received for question in asked]) + self._settings.fallback_seconds
+            outcome = self._answer_rows(step, others, batch, tally, self._settings.most, until)
             if policy.recurrent_size and outcome.states is not None and sessions:
                 for session, state in zip(sessions, outcome.states, strict=True):
                     if session:

@@ -6,6 +6,7 @@ step, and both the failure and the step are counted.
 
 import logging
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +68,9 @@ class Outcome(NamedTuple):
     states: Floats | None
 
 
-def answer(first: Step, others: Sequence[Step], batch: Batch, tally: Tally, most: int) -> Outcome:
+def answer(
+    first: Step, others: Sequence[Step], batch: Batch, tally: Tally, most: int, until: float
+) -> Outcome:
     """Answers each row; raises nothing.
 
     Args:
@@ -76,19 +79,20 @@ def answer(first: Step, others: Sequence[Step], batch: Batch, tally: Tally, most
         batch: fits the policy's spec.
         tally: of the policy, for failures and fallbacks.
         most: rows that are asked at once.
+        until: of perf_counter; later none of the others is asked.
 
     """
     rows = len(batch.observations)
     if rows > most:
         numbers = np.arange(rows)
         parts = [
-            answer(first, others, batch.rows(numbers[start : start + most]), tally, most)
+            answer(first, others, batch.rows(numbers[start : start + most]), tally, most, until)
             for start in range(0, rows, most)
         ]
         return _joined(parts)
     decided, failed = _attempt(first, batch, tally)
     if decided is None or failed:
-        return _patch(first.policy, others, batch, tally, decided, failed)
+        return _patch(first.policy, others, batch, tally, decided, failed, until)
     value = decided.value
     return Outcome(
         decided.action,
@@ -122,6 +126,7 @@ def _patch(
     tally: Tally,
     decided: Decided | None,
     failed: dict[int, str],
+    until: float,
 ) -> Outcome:
     """The rows that failed, answered by the next steps."""
     rows = len(batch.observations)
@@ -157,6 +162,8 @@ def _patch(
         other = step.policy.spec
         if not missing or other.action != space or other.observation != policy.spec.observation:
             continue
+        if perf_counter() > until:
+            break
         found, its = _attempt(step, alone.rows(np.array(missing, np.intp)), None)
         if found is not None:
             take(

@@ -23,6 +23,8 @@ def _lines(state: Mapping[str, Any]) -> Iterator[str]:
     yield from _simple("connections", "gauge", "Open connections.", state["connections"])
     yield from _simple("sessions", "gauge", "Episodes that are remembered.", state["sessions"])
     yield from _simple("shed_total", "counter", "Requests refused before the queue grew.", state["shed"])
+    words = "Requests that came again under their id, and got the answer they had."
+    yield from _simple("repeated_total", "counter", words, state["repeated"])
     words = "Copies for a shadow that were not sent, as too many were on their way."
     yield from _simple("copies_dropped_total", "counter", words, state["copiesDropped"])
     yield from _simple("swaps_total", "counter", "Policies that took over.", state["swaps"])

@@ -29,10 +29,12 @@ class Remembering:
         self._known: OrderedDict[tuple[str, bytes], _Known] = OrderedDict()
         self.hits = 0
 
-    def answer(self, first: Step, others: Sequence[Step], batch: Batch, tally: Tally, most: int) -> Outcome:
+    def answer(
+        self, first: Step, others: Sequence[Step], batch: Batch, tally: Tally, most: int, until: float
+    ) -> Outcome:
         """Answers each row; only what the policy itself answered is kept."""
         if batch.states is not None or not batch.deterministic.all():
-            return answer(first, others, batch, tally, most)
+            return answer(first, others, batch, tally, most, until)
         digest, known = first.policy.digest, self._known
         rows = len(batch.observations)
         keys = [(digest, _key(batch, row)) for row in range(rows)]
@@ -45,7 +47,7 @@ class Remembering:
             if key in known:
                 known.move_to_end(key)
         if missing:
-            found = answer(first, others, batch.rows(np.array(missing, np.intp)), tally, most)
+            found = answer(first, others, batch.rows(np.array(missing, np.intp)), tally, most, until)
             for i, row in enumerate(missing):
                 value = found.values[i] if found.values else None
                 one = answers[row] = _Known(found.actions[i], found.log_probabilities[i], value)

@@ -21,6 +21,7 @@ from ratchet_inference.metrics import CONTENT_TYPE, render
 from ratchet_inference.openinference import OpenInference
 from ratchet_inference.problems import Problem
 from ratchet_inference.recording import Recording
+from ratchet_inference.retried import Retried
 from ratchet_inference.seams import Log, Swappable
 from ratchet_inference.sessions import Sessions
 from ratchet_inference.settings import Settings
@@ -61,6 +62,7 @@ class PolicyServer:
         batching = Batching(
             settings.max_batch,
             settings.max_delay_ms / 1000,
+            settings.fallback_ms / 1000,
             settings.deterministic,
             settings.response_cache,
         )
@@ -84,6 +86,7 @@ class PolicyServer:
         )
         operations = self._operations()
         routes = Application({**operations, **self._answers()})
+        self._retried = Retried(settings.retry_memory) if settings.retry_memory else None
         self.listener = Listener(routes.handle, limits, self.stats.refusals)
         self.port = 0
         self._operations_listener: Listener | None = None
@@ -141,18 +144,30 @@ class PolicyServer:
     def _act(self, exchange: Exchange) -> None:
         question = parse(exchange.body, self.settings.max_observations)
         question.received = exchange.received
-
-        def done(question: Question) -> None:
-            if question.problem is None:
-                exchange.respond(200, question.answer())
-            else:
-                exchange.refuse(question.problem)
-
-        question.done = done
         question.came(exchange.headers)
         if question.hop:
             self._refuse_other_spaces(exchange.headers.get(b"ratchet-spaces"))
-        self.dispatch.ask(question)
+
+        def reply(outcome: bytes | Problem) -> None:
+            if isinstance(outcome, bytes):
+                exchange.respond(200, outcome)
+            else:
+                exchange.refuse(outcome)
+
+        first = reply
+        if question.ids and self._retried:
+            first = self._retried.first(question.ids[0], exchange.body, exchange.received, reply)
+            if first is None:
+                return
+
+        def done(question: Question) -> None:
+            first(question.problem or question.answer())
+
+        question.done = done
+        try:
+            self.dispatch.ask(question)
+        except Problem as problem:
+            first(problem)
 
     def _refuse_other_spaces(self, wanted: bytes | None) -> None:
         """That an action is in a space by chance must not make it one that was meant."""
@@ -196,6 +211,7 @@ class PolicyServer:
             "spaces": current and self.answering.fitting(current).spaces,
             "route": {**self.dispatch.route.to_wire(), "breaker": self.dispatch.breaker},
             "connections": len(self.listener.connections),
+            "repeated": self._retried.repeats if self._retried else 0,
             "sessions": len(self.sessions),
             "episodes": self._rewards.episodes() if self._rewards else [],
             "rewards": self._rewards.counts if self._rewards else {},

@@ -26,7 +26,14 @@ _COUNTS = (
     "max_connections",
     "max_sessions",
 )
-_AMOUNTS = ("response_cache", "max_delay_ms", "drain_delay_seconds", "drain_seconds")
+_AMOUNTS = (
+    "response_cache",
+    "retry_memory",
+    "fallback_ms",
+    "max_delay_ms",
+    "drain_delay_seconds",
+    "drain_seconds",
+)
 _DURATIONS = ("canary_ms", "session_seconds", "request_seconds", "idle_seconds", "reward_seconds")
 
 
@@ -52,10 +59,16 @@ class Settings:
     max_batch: int = _choice(256, "observations that the policy is asked at once")
     max_observations: int = _choice(4096, "in one request")
     max_delay_ms: float = _choice(100.0, "that a request may wait before requests are refused with 503")
+    fallback_ms: float = _choice(
+        50.0, "from a request's last byte in which a policy that fails may be replaced by the one before"
+    )
     route_file: str = _choice("", "JSON of the route to start with; PUT /v1/route changes it")
     canary_ms: float = _choice(30.0, "for the canary to answer before this server does")
     canary_requests: int = _choice(128, "that may wait for the canary at once")
     mirror_requests: int = _choice(32, "copies that may be on their way to the canary at once")
+    retry_memory: int = _choice(
+        8 << 20, "bytes of answers that are kept for requests that come again; 0 keeps none"
+    )
     max_body_bytes: int = _choice(8 << 20, "of one request")
     max_connections: int = _choice(20_000, "open at once")
     max_sessions: int = _choice(65_536, "episodes that are remembered at once")

@@ -185,6 +185,14 @@ def test_a_row_that_fails_is_answered_by_the_previous_policy_and_no_other_is(rea
     assert (arm["nanAnswers"], arm["maskViolations"]) == (reason == "nan", reason == "mask-violation")
 
 
+def test_a_request_that_is_too_old_is_not_given_to_another_policy():
+    broken = Broken(policy("b"), FAILURES["nan"])
+    with serving(Pair(broken, policy("a")), fallback_ms=0) as running:
+        _, answer = running.act(observations=[OBSERVATION] * 3, masks=[[False, True, True]] * 3)
+    assert answer["fallbacks"] == [None, "scripted", None]
+    assert answer["actions"][1] == 1
+
+
 def _raise(_: Any) -> Any:
     raise RuntimeError("this policy never decides")
 

@@ -123,6 +123,9 @@ class ServerStats(ApiModel):
     copies_dropped: int = Field(
         default=0, description="Copies for a shadow that were not sent, as too many were on their way."
     )
+    repeated: int = Field(
+        default=0, description="Requests that came again under their id, and got the answer they had."
+    )
     swaps: int = 0
     episodes: list[FreeForm] = Field(default=[], description="Returns of episodes by arm and digest.")
     rewards: dict[str, int] = Field(default={}, description="Rewards by what they found.")
