@@ -1,12 +1,12 @@
 """A small client of the API server: plain JSON over aiohttp, with the credentials of `kubernetes.aio`."""
 
 import asyncio
-import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
+import orjson
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import (
     ConfigException,
@@ -97,34 +97,15 @@ class ApiServer:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "ApiServer":
-        connector = aiohttp.TCPConnector(limit=64, ssl=self._ssl())
-        self._session = aiohttp.ClientSession(
-            base_url=self.configuration.host, connector=connector, timeout=REQUEST_TIMEOUT
-        )
+        self._session = session(self.configuration, limit=64)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             await self._session.close()
 
-    def _ssl(self) -> ssl.SSLContext | bool:
-        config = self.configuration
-        if not str(config.host).startswith("https"):
-            return True
-        context = ssl.create_default_context(cafile=config.ssl_ca_cert, cadata=config.ca_cert_data)
-        if config.cert_file:
-            context.load_cert_chain(config.cert_file, keyfile=config.key_file)
-        if not config.verify_ssl:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        return context
-
     async def _headers(self, accept: str, content_type: str | None) -> dict[str, str]:
-        headers = {"Accept": accept}
-        token = await self.configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
-        if token:
-            headers["Authorization"] = token
+        headers = {"Accept": accept, **await credentials(self.configuration)}
         if content_type:
             headers["Content-Type"] = content_type
         return headers
@@ -146,15 +127,15 @@ class ApiServer:
         """
         if self._session is None:
             raise RuntimeError("use ApiServer as an async context manager")
-        data = None if body is None else json.dumps(body).encode()
+        data = None if body is None else orjson.dumps(body)
         headers = await self._headers(accept, content_type if data else None)
         try:
             async with self._session.request(
                 method, path, data=data, params=params, headers=headers
             ) as answer:
-                text = await answer.text()
+                text = await answer.read()
                 if answer.status < 400:
-                    return json.loads(text) if text else {}
+                    return orjson.loads(text) if text else {}
                 raise _error(answer.status, text, answer.headers.get("Retry-After"))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ApiError(0, type(error).__name__, str(error) or f"{method} {path} got no answer") from error
@@ -266,8 +247,27 @@ class ApiServer:
             raise
         return answer if sub(answer, "metadata").get("deletionTimestamp") else None
 
-    async def watch(self, kind: Kind, namespace: str, field_selector: str) -> AsyncIterator[Json]:
-        """Events of one watch until the server ends it.
+    async def watch(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        selector: str | None = None,
+        since: str | None = None,
+        *,
+        fields: str | None = None,
+        seconds: float = 300.0,
+        silence: float = 60.0,
+    ) -> AsyncGenerator[Json]:
+        """Events of one watch until the server ends it, bookmarks among them.
+
+        Args:
+            kind: what to watch.
+            namespace: where; everywhere if None.
+            selector: of labels.
+            since: resourceVersion after which to begin; where it is None, with all that there is.
+            fields: selector of fields.
+            seconds: after which the API server is to end the watch.
+            silence: seconds without a word after which the connection is taken for dead.
 
         Raises:
             ApiError: the watch could not be opened or broke.
@@ -275,28 +275,70 @@ class ApiServer:
         """
         if self._session is None:
             raise RuntimeError("use ApiServer as an async context manager")
-        params = {"watch": "true", "fieldSelector": field_selector, "timeoutSeconds": "300"}
+        asked = {"labelSelector": selector, "fieldSelector": fields, "resourceVersion": since}
+        params = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": f"{seconds:.0f}",
+            **{key: value for key, value in asked.items() if value},
+        }
         headers = await self._headers("application/json", None)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=silence)
         try:
             async with self._session.get(
                 kind.path(namespace), params=params, headers=headers, timeout=timeout
             ) as answer:
                 if answer.status >= 400:
-                    raise _error(answer.status, await answer.text(), None)
-                async for line in answer.content:
-                    yield json.loads(line)
+                    raise _error(answer.status, await answer.read(), answer.headers.get("Retry-After"))
+                rest = b""
+                async for chunk in answer.content.iter_any():  # its own lines end at 128 kB
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        yield orjson.loads(line)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ApiError(0, type(error).__name__, str(error)) from error
+            raise ApiError(0, type(error).__name__, str(error) or "the watch broke") from error
+        except orjson.JSONDecodeError as error:
+            raise ApiError(0, "NoJSON", f"a watch said what is no JSON: {error}") from error
 
 
-def _error(status: int, text: str, retry_after: str | None) -> ApiError:
+def session(
+    configuration: Configuration, *, limit: int, middlewares: tuple[aiohttp.ClientMiddlewareType, ...] = ()
+) -> aiohttp.ClientSession:
+    """Connections to the API server, `limit` at once, 0 for any number. Each request needs `credentials`."""
+    return aiohttp.ClientSession(
+        base_url=configuration.host,
+        connector=aiohttp.TCPConnector(limit=limit, ssl=_ssl(configuration)),
+        timeout=REQUEST_TIMEOUT,
+        middlewares=middlewares,
+    )
+
+
+async def credentials(configuration: Configuration) -> dict[str, str]:
+    """The header that says who we are. Ask each time: a pod's token is another one now and then."""
+    token = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+    return {"Authorization": token} if token else {}
+
+
+def _ssl(configuration: Configuration) -> ssl.SSLContext | bool:
+    if not str(configuration.host).startswith("https"):
+        return True
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+def _error(status: int, text: bytes, retry_after: str | None) -> ApiError:
     causes: frozenset[str] = frozenset()
     try:
-        answer = json.loads(text)
-        reason, message = str(answer.get("reason", "")), str(answer.get("message", text))
+        answer = orjson.loads(text)
+        reason, message = str(answer.get("reason", "")), str(answer.get("message", ""))
         causes = frozenset(str(cause.get("reason")) for cause in items(sub(answer, "details"), "causes"))
     except (ValueError, AttributeError):
-        reason, message = "", text[:500]
+        reason, message = "", text[:500].decode(errors="replace")
     wait = float(retry_after) if retry_after and retry_after.isdecimal() else None
     return ApiError(status, reason, message, wait, causes)

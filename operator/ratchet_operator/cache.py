@@ -4,11 +4,12 @@ An object is never replaced by an older version of itself, so that the answer to
 once, is not undone by a watch that lags. A deleted UID never comes back.
 """
 
-import json
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+import orjson
 
 from ratchet_operator.kinds import (
     JOB_LABEL,
@@ -75,12 +76,12 @@ class Packed:
         """From an object as the API server gives it."""
         kept = slim(kind, obj)
         metadata = {key: value for key, value in kept["metadata"].items() if key != "resourceVersion"}
-        text = json.dumps({**kept, "metadata": metadata}, separators=(",", ":")).encode()
+        text = orjson.dumps({**kept, "metadata": metadata})
         return cls(version_of(obj), sys.intern(namespace_of(obj)), name_of(obj), text)
 
     def unpack(self) -> Json:
         """The object."""
-        obj = json.loads(self.text)
+        obj = orjson.loads(self.text)
         obj["metadata"]["resourceVersion"] = str(self.version)
         return obj
 

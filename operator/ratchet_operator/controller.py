@@ -4,31 +4,32 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from ratchet_operator.apiserver import ApiError, ApiServer
 from ratchet_operator.cache import Cache
 from ratchet_operator.execute import Executor
 from ratchet_operator.feed import Feed
-from ratchet_operator.kinds import KIND_BY_NAME, ROLLOUT_POOL, TRAINING_JOB, Json, Key, Kind, uid_of
-from ratchet_operator.metrics import ERRORS, OBJECTS, RECONCILE_SECONDS, WATCH_MISSED
+from ratchet_operator.kinds import KIND_BY_NAME, TRAINING_JOB, Json, Key, Kind, uid_of
+from ratchet_operator.metrics import ERRORS, OBJECTS, RECONCILE_SECONDS
 from ratchet_operator.observe import Observer, SecretSightings
+from ratchet_operator.pace import Pace
 from ratchet_operator.plan import Plan
 from ratchet_operator.reconcile.job import reconcile_job
 from ratchet_operator.reconcile.pool import reconcile_pool
 from ratchet_operator.settings import Settings
 from ratchet_operator.trainers import TrainerWatch
-from ratchet_operator.transport import watched
+from ratchet_operator.transport import by_kopf, watched
+from ratchet_operator.watch import Relists, Watch
 from ratchet_operator.workqueue import Lane, WorkQueue
 
 log = logging.getLogger("ratchet.controller")
 
 
-STATUS_SECONDS = 2.0  # between two writes of one object's status
-BUSY_STATUS_SECONDS = 5.0  # the same while others wait for their first children
 NAMESPACE_SECONDS = 60.0  # until something is tried again in a namespace that was being deleted
-SETTLE_SECONDS = 3.0  # a watch lists many objects; they are answered by one look
 
 
 class Controller:
@@ -37,10 +38,20 @@ class Controller:
     def __init__(self, settings: Settings, api: ApiServer) -> None:
         self._settings = settings
         self._api = api
-        self._kinds = watched(settings)
-        self.cache = Cache(self._kinds)
+        kinds = watched(settings)
+        self.cache = Cache(kinds)
         self.queue = WorkQueue(time.monotonic)
         self.feed = Feed(self.cache, self.queue)
+        self._own = [
+            Relists(api, self.feed, kind, namespace, selector)
+            for kind, namespace, selector in _scopes(settings, kinds)
+            if by_kopf(kind)
+        ]
+        self._watches = [
+            Watch(api, self.feed, kind, namespace, selector)
+            for kind, namespace, selector in _scopes(settings, kinds)
+            if not by_kopf(kind)
+        ]
         self.trainers = TrainerWatch(self.cache, settings.status_interval, self.feed.trainer_said)
         # Shorter than the time between two resyncs, so that each of them looks.
         self._sightings = SecretSightings(api, 0.8 * settings.resync_seconds)
@@ -54,57 +65,57 @@ class Controller:
         )
         self._executor = Executor(api, self.feed, self._sightings, settings.pod_name)
         self._left: dict[Key, tuple[str, float]] = {}
-        self.synced = False
+        self._pace = Pace(time.monotonic)
+        self._synced = asyncio.Event()
+
+    def parts(self) -> list[Coroutine[Any, Any, None]]:
+        """What a leader does, each part for ever."""
+        workers = (self.work for _ in range(self._settings.workers))
+        return [
+            *(lists.run() for lists in (*self._own, *self._watches)),
+            self.resync_forever(),
+            *(self._once_synced(part) for part in (self.trainers.run, *workers)),
+        ]
+
+    async def first_listing(self) -> None:
+        """Wait until all is known. Our own kinds are listed once kopf follows them, so that the end of each
+        of them is told, or was seen; only then is anything done.
+        """
+        await asyncio.gather(*(lists.listed.wait() for lists in (*self._own, *self._watches)))
+        self._observer.oldest_news = max(lists.first for lists in self._own if lists.kind is TRAINING_JOB)
+        self.feed.everything(Lane.CHANGE)
+        self._synced.set()
+
+    async def _once_synced(self, part: Callable[[], Awaitable[None]]) -> None:
+        await self._synced.wait()
+        await part()
+
+    @property
+    def synced(self) -> bool:
+        """Whether all was listed once."""
+        return self._synced.is_set()
 
     async def resync(self, lane: Lane) -> None:
-        """List everything, heal the caches, and look at every object."""
-        for kind, selector in self._kinds.items():
-            await self._relist(kind, selector)
+        """List everything, heal the caches, and look at every object.
+
+        Raises:
+            ApiError: a list broke.
+
+        """
+        for lists in (*self._own, *self._watches):
+            await lists.list()
         self._sightings.prune()
         self.feed.everything(lane)
-        self.synced = True
 
-    async def _relist(self, kind: Kind, selector: str | None) -> None:
-        for namespace in (
-            self._settings.namespaces if kind.namespaced and self._settings.namespaces else (None,)
-        ):
-            there: set[str] = set()
-            missed, version = 0, 0
-            async for page, of_list in self._api.pages(kind, namespace, selector):
-                version = of_list
-                for obj in page:  # items of a list carry neither
-                    obj.setdefault("apiVersion", kind.api_version)
-                    obj.setdefault("kind", kind.kind)
-                    missed += self.feed.seen(kind, obj)
-                    there.add(uid_of(obj))
-            if kind is TRAINING_JOB and self._observer.oldest_news is None:
-                self._observer.oldest_news = version
-            missed += self.feed.relisted(kind, there, version, (namespace,) if namespace else ())
-            WATCH_MISSED.labels(kind.kind).inc(missed)
-            if missed and self.synced:
-                log.warning(
-                    "a resync found changes that no watch had told", extra={"kind": kind.kind, "n": missed}
-                )
-
-    async def relist_forever(self) -> None:
-        """After each list of a watch, learn what went away between our last look and it. The first is made
-        whether a watch had something to list or not.
-        """
-        self.feed.relist_wanted.set()
-        while True:
-            await self.feed.relist_wanted.wait()
-            await asyncio.sleep(SETTLE_SECONDS)
-            self.feed.relist_wanted.clear()
-            try:
-                for kind, selector in self._kinds.items():
-                    await self._relist(kind, selector)
-            except ApiError as error:
-                ERRORS.labels("relist").inc()
-                log.warning("relist failed", extra={"error": str(error)})
-                self.feed.relist_wanted.set()
+    def followed(self, path: str) -> None:
+        """Kopf has begun anew to watch what has this path."""
+        for lists in self._own:
+            if lists.path == path:
+                lists.wanted.set()
 
     async def resync_forever(self) -> None:
-        """A full resync now and then, not at the same time as other operators'."""
+        """The first listing, then a full resync now and then, not at the same time as other operators'."""
+        await self.first_listing()
         while True:
             await asyncio.sleep(self._settings.resync_seconds * random.uniform(0.9, 1.1))
             try:
@@ -147,6 +158,7 @@ class Controller:
         obj = self.cache[kind].get(key.namespace, key.name)
         if obj is None:
             self._observer.forget(key)
+            self._pace.forget(key)
             self.queue.forget(key)
             self._left.pop(key, None)
             return True
@@ -165,10 +177,11 @@ class Controller:
                 after = replace(after, occurrences=(*plan.occurrences, *after.occurrences))
             plan = after
             self.feed.pools_of(key.namespace, key.name, Lane.NEW)
-        plan = self._paced(kind, key, plan, now)
+        plan = self._paced(key, plan)
         refused = await self._executor.execute(key, obj, plan, now) or refused
         if plan.status is not None:
             self._observer.progress_written[key] = now
+            self._pace.wrote(key)
         if plan.requeue_after is not None:
             self.queue.add_after(key, plan.requeue_after)
         if refused is None:
@@ -188,20 +201,15 @@ class Controller:
             self.queue.add_after(key, NAMESPACE_SECONDS)
         return NAMESPACE_SECONDS
 
-    def _paced(self, kind: Kind, key: Key, plan: Plan, now: datetime) -> Plan:
-        """The plan, where a status that comes too soon is put off: pods become ready one by one, a new pool
-        has nothing to say before its workers are asked for, and all children go before any status.
+    def _paced(self, key: Key, plan: Plan) -> Plan:
+        """The plan, where a status that comes too soon is put off: pods become ready one by one, a new object
+        has nothing to say before its pods are asked for, and all children go before any status.
         """
-        if plan.status is None:
+        if plan.status is None or plan.occurrences:
             return plan
-        busy = self.queue.waiting(Lane.NEW) >= self._settings.workers
-        written = self._observer.progress_written.get(key)
-        if written is None and plan.apply and (busy or kind is ROLLOUT_POOL):
-            written = self._observer.progress_written[key] = now
-        elif written is None or plan.occurrences:
-            return plan
-        apart = BUSY_STATUS_SECONDS if busy else STATUS_SECONDS
-        wait = min(apart, apart - (now - written).total_seconds())  # also where the clock was set back
+        if plan.apply and key not in self._observer.progress_written:
+            self._pace.begin(key)
+        wait = self._pace.wait(key)
         if wait <= 0:
             return plan
         self.queue.add_after(key, wait)
@@ -217,3 +225,12 @@ class Controller:
         self.queue.measure()
         for name, store in self.cache.stores.items():
             OBJECTS.labels(name).set(len(store))
+
+
+def _scopes(
+    settings: Settings, kinds: Mapping[Kind, str | None]
+) -> Iterator[tuple[Kind, str | None, str | None]]:
+    """Each kind with each namespace in which to look for it, None for everywhere, and its selector."""
+    for kind, selector in kinds.items():
+        for namespace in settings.namespaces if kind.namespaced and settings.namespaces else (None,):
+            yield kind, namespace, selector

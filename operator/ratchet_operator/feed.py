@@ -1,7 +1,5 @@
 """From a change of an object to the keys that need a step."""
 
-import asyncio
-
 from ratchet_operator.cache import WORKS_FOR, Cache
 from ratchet_operator.kinds import (
     CONFIG_MAP,
@@ -40,7 +38,6 @@ class Feed:
     def __init__(self, cache: Cache, queue: WorkQueue) -> None:
         self._cache = cache
         self._queue = queue
-        self.relist_wanted = asyncio.Event()
 
     def seen(self, kind: Kind, obj: Json, lane: Lane = Lane.CHANGE) -> bool:
         """An object as it is now; returns whether that is news."""
@@ -73,11 +70,6 @@ class Feed:
     def removed(self, kind: Kind, uid: str) -> None:
         """We deleted it, and it is gone."""
         self._cache[kind].remove(uid)
-
-    def listed(self, kind: Kind, obj: Json) -> bool:
-        """An object in a watch's own list. A list does not say what is gone, so that has to be found out."""
-        self.relist_wanted.set()
-        return self.seen(kind, obj)
 
     def gone(self, kind: Kind, obj: Json) -> bool:
         """An object is no more; returns whether that is news."""

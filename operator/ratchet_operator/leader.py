@@ -166,7 +166,8 @@ class RoundTrip:
         """Watch the Lease for ever."""
         while True:
             try:
-                async for event in self._api.watch(LEASE, self._namespace, f"metadata.name={LEASE_NAME}"):
+                named = self._api.watch(LEASE, self._namespace, fields=f"metadata.name={LEASE_NAME}")
+                async for event in named:
                     if spec_of(event.get("object")).get("holderIdentity") == self._identity:
                         self._seen_at = asyncio.get_running_loop().time()
             except ApiError as error:

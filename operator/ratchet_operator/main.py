@@ -26,7 +26,6 @@ from ratchet_operator.leader import (
 from ratchet_operator.metrics import LEADER
 from ratchet_operator.settings import Settings
 from ratchet_operator.web import Web
-from ratchet_operator.workqueue import Lane
 
 log = logging.getLogger("ratchet.main")
 
@@ -115,13 +114,11 @@ class Operator:
         parts: list[Coroutine[Any, Any, None]] = []
         try:
             await self._wait_for_crds()
-            await self._first_listing()
+            controller = self.controller
+            # Kopf comes last: at its end it waits for every task that is younger than itself.
             parts = [
-                transport.run(self._settings, self.controller.feed, self._api.configuration),
-                self.controller.resync_forever(),
-                self.controller.relist_forever(),
-                self.controller.trainers.run(),
-                *(self.controller.work() for _ in range(self._settings.workers)),
+                *controller.parts(),
+                transport.run(self._settings, controller.feed, self._api.configuration, controller.followed),
             ]
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(part) for part in parts]
@@ -147,16 +144,6 @@ class Operator:
                     return
             log.warning("waiting for the CRDs of ratchet.dev")
             await asyncio.sleep(2)
-
-    async def _first_listing(self) -> None:
-        while True:
-            try:
-                await self.controller.resync(Lane.CHANGE)
-            except ApiError as error:
-                log.warning("the first listing failed", extra={"error": str(error)})
-                await asyncio.sleep(2)
-            else:
-                return
 
 
 async def serve(settings: Settings) -> int:

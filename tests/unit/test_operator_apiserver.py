@@ -324,16 +324,16 @@ def test_a_new_job_is_made_without_asking_and_says_so_once_though_its_pods_come_
         controller = Controller(Settings(nodes_visible=False), api)
         fake.lists = True
         await controller.resync(Lane.CHANGE)
+        await controller.first_listing()
         fake.log.clear()
         job = {**named(TRAINING_JOB, "job"), "spec": SPEC}
         job["metadata"] |= {"uid": "job-uid", "resourceVersion": "50", "generation": 1}
         controller.feed.seen(TRAINING_JOB, job)
         worker = asyncio.create_task(controller.work())
         await eventually(lambda: DEPLOYMENT.path("team", "job-trainer") in fake.objects)
-        await eventually(lambda: not controller.queue.depth())
-        assert [path for method, path in fake.log if method == "GET"] == []
         status = ("PATCH", TRAINING_JOB.path("team", "job", "status"))
-        assert fake.log.count(status) == 1
+        await eventually(lambda: fake.log.count(status) == 1)
+        assert [path for method, path in fake.log if method == "GET"] == []
 
         controller.feed.seen(POD, ready_pod("job", "redis"))
         controller.queue.add(KEY, Lane.CHANGE)

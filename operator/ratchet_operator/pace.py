@@ -1,0 +1,54 @@
+"""How often statuses are written: each at most every few seconds, and all together so many a second.
+
+Where many objects move at once, as in a burst, each waits for its turn, and then says what is true by that
+time: one write for a flock of changes. Where few move, nobody waits.
+"""
+
+from collections.abc import Callable
+
+from ratchet_operator.kinds import Key
+
+APART = 2.0  # seconds between two writes of one object's status
+TOGETHER = 20.0  # writes a second of all objects
+
+
+class Pace:
+    """Turns to write.
+
+    Args:
+        clock: monotonic seconds.
+
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._written: dict[Key, float] = {}
+        self._turns: dict[Key, float] = {}
+        self._free = float("-inf")
+        """When the next turn that nobody has may begin."""
+
+    def begin(self, key: Key) -> None:
+        """A new object: it has nothing to say before its children had time to come."""
+        self._written.setdefault(key, self._clock())
+
+    def wait(self, key: Key) -> float:
+        """Seconds until this object's turn, which is kept for it; 0 where it is now."""
+        now = self._clock()
+        turn = self._turns.get(key)
+        if turn is None:
+            earliest = self._written.get(key, float("-inf")) + APART
+            if now < earliest:
+                return earliest - now
+            turn = self._turns[key] = max(now, self._free)
+            self._free = turn + 1 / TOGETHER
+        return max(0.0, turn - now)
+
+    def wrote(self, key: Key) -> None:
+        """Its status was written."""
+        self._turns.pop(key, None)
+        self._written[key] = self._clock()
+
+    def forget(self, key: Key) -> None:
+        """The object is gone."""
+        self._turns.pop(key, None)
+        self._written.pop(key, None)

@@ -1,0 +1,60 @@
+"""When statuses may be written, by a clock that stands until it is told."""
+
+import pytest
+from ratchet_operator.kinds import Key
+from ratchet_operator.pace import APART, TOGETHER, Pace
+
+
+def key(number: int) -> Key:
+    return Key("RLTrainingJob", "team", f"job-{number}")
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_who_writes_alone_writes_at_once_and_then_after_a_while():
+    clock = Clock()
+    pace = Pace(clock)
+
+    assert pace.wait(key(1)) == 0.0
+    pace.wrote(key(1))
+    assert pace.wait(key(1)) == APART
+    clock.now += APART
+    assert pace.wait(key(1)) == 0.0
+
+
+def test_a_new_object_waits_though_it_has_never_written():
+    pace = Pace(Clock())
+
+    pace.begin(key(1))
+
+    assert pace.wait(key(1)) == APART
+
+
+def test_of_many_each_gets_the_turn_that_it_was_told_however_often_it_asks():
+    clock = Clock()
+    pace = Pace(clock)
+    waits = [pace.wait(key(number)) for number in range(50)]
+    assert waits == pytest.approx([number / TOGETHER for number in range(50)])
+
+    clock.now += 1.0
+
+    assert [pace.wait(key(number)) for number in range(50)] == pytest.approx(
+        [max(0.0, wait - 1.0) for wait in waits]
+    )
+
+
+def test_a_turn_that_was_used_is_over():
+    clock = Clock()
+    pace = Pace(clock)
+    for number in range(50):
+        pace.wait(key(number))
+
+    pace.wrote(key(0))
+    clock.now += APART
+
+    assert pace.wait(key(0)) == pytest.approx(50 / TOGETHER - APART)
