@@ -17,6 +17,10 @@ API_WRITES = Counter(
     "ratchet_api_writes_total", "Requests that change something.", ["verb", "kind"], registry=REGISTRY
 )
 API_READS = Counter("ratchet_api_reads_total", "Single reads and lists.", ["verb", "kind"], registry=REGISTRY)
+EVENTS = Counter("ratchet_events_total", "Kubernetes Events written.", ["kind", "reason"], registry=REGISTRY)
+POLLS_FAILED = Counter(
+    "ratchet_polls_failed_total", "Pods that gave no answer when asked.", ["component"], registry=REGISTRY
+)
 ERRORS = Counter("ratchet_errors_total", "Failed steps and requests.", ["kind"], registry=REGISTRY)
 WATCH_MISSED = Counter(
     "ratchet_watch_missed_total",

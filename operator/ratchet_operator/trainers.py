@@ -27,6 +27,7 @@ from ratchet_operator.kinds import (
     status_of,
     uid_of,
 )
+from ratchet_operator.metrics import POLLS_FAILED
 from ratchet_operator.policies.waiting import is_ready
 
 log = logging.getLogger("ratchet.trainers")
@@ -113,6 +114,7 @@ class TrainerWatch:
         before = self._answers.get(uid)
         if answer is None:
             self._misses[uid] = self._misses.get(uid, 0) + 1
+            POLLS_FAILED.labels("trainer").inc()
             if before is not None and self._misses[uid] > MISSES_FORGIVEN:
                 del self._answers[uid]
                 self._changed(namespace_of(job), job["metadata"]["name"])
