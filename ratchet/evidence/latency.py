@@ -31,11 +31,27 @@ def quantile_edge(counts: Sequence[int], quantile: float) -> int:
     return max(0, len(counts) - 1)
 
 
+def nearest_edge(counts: Sequence[int], quantile: float) -> int:
+    """Index of the edge that the share of answers above is nearest to 1 - quantile, as a ratio.
+
+    That is the edge just below the quantile or just above. What lies above all edges has none: len(edges).
+    """
+    above = quantile_edge(counts, quantile)
+    total = sum(counts)
+    if not 0 < above < len(counts) - 1 or not total:
+        return above
+    # One answer may not be seen yet: half of one stands for none.
+    slow_above, slow_below = (max(slower(counts, edge).bad, 0.5) / total for edge in (above, above - 1))
+    return above if slow_above * slow_below > (1 - quantile) ** 2 else above - 1
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyRatio:
     """Whether canary answers exceed allowed x stable's quantile more often than stable answers exceed it.
 
-    The edge is stable's quantile as it was before each interval, so the test stays exact while it moves.
+    The edge is the nearest to stable's quantile as it was before each interval, so the test stays exact while
+    it moves; and the other edge is rounded up, so that one arm that is slower by at most the allowed ratio at
+    every quantile keeps the bound.
 
     Attributes:
         quantile: such as 0.99.
@@ -55,7 +71,7 @@ class LatencyRatio:
         """One interval's increments; each has one count more than there are edges."""
         ratio = self.ratio
         if sum(self.stable):
-            edge = quantile_edge(self.stable, self.quantile)
+            edge = nearest_edge(self.stable, self.quantile)
             if edge < len(self.edges):
                 limit = edge_of(self.edges, self.edges[edge] * self.allowed)
                 ratio = ratio.add(slower(canary, limit), slower(stable, edge))

@@ -32,7 +32,7 @@ def log_e_above(log_likelihood: Floats) -> Floats:
 
     """
     padded = np.concatenate([log_likelihood[1:], np.full(WINDOW, -np.inf)])
-    alternatives = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)
+    alternatives = padded[np.add.outer(np.arange(log_likelihood.size), np.arange(WINDOW))]
     ratios = alternatives - log_likelihood[:, None]
     top = np.maximum(ratios.max(axis=1), -1e300)
     return top + np.log(np.exp(ratios - top[:, None]).sum(axis=1) + 1e-300) - math.log(WINDOW)
@@ -41,6 +41,19 @@ def log_e_above(log_likelihood: Floats) -> Floats:
 def log_e_below(log_likelihood: Floats) -> Floats:
     """Log e-value against "at least grid[j]", for each j."""
     return log_e_above(log_likelihood[::-1])[::-1]
+
+
+def log_e_above_center(log_likelihood: Floats) -> float:
+    """`log_e_above` for the point in the middle of the grid alone."""
+    center = log_likelihood.size // 2
+    ratios = log_likelihood[center + 1 : center + 1 + WINDOW] - log_likelihood[center]
+    top = max(float(ratios.max()), -1e300)
+    return top + math.log(float(np.exp(ratios - top).sum()) + 1e-300) - math.log(WINDOW)
+
+
+def log_e_below_center(log_likelihood: Floats) -> float:
+    """`log_e_below` for the point in the middle of the grid alone."""
+    return log_e_above_center(log_likelihood[::-1])
 
 
 def bounds(grid: Floats, log_likelihood: Floats, alpha: float) -> tuple[float, float]:

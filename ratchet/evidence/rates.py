@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ratchet.evidence.mixture import Floats, bounds, geometric, log_e_above, log_e_below
+from ratchet.evidence.mixture import Floats, bounds, geometric, log_e_above_center, log_e_below_center
 
 _RATE_REACH = 48  # odds from 1/4096 to 4096 times the limit's
 _RATIO_REACH = 24  # ratios from 1/64 to 64 times the allowed one
@@ -57,12 +57,12 @@ class Rate:
     @property
     def log_e_above(self) -> float:
         """Log evidence that the rate is above the limit."""
-        return float(log_e_above(self._log_likelihood)[_RATE_REACH])
+        return log_e_above_center(self._log_likelihood)
 
     @property
     def log_e_below(self) -> float:
         """Log evidence that the rate is below the limit."""
-        return float(log_e_below(self._log_likelihood)[_RATE_REACH])
+        return log_e_below_center(self._log_likelihood)
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """Bounds of the rate, each ever wrong with probability at most alpha."""
@@ -119,12 +119,12 @@ class RateRatio:
     @property
     def log_e_above(self) -> float:
         """Log evidence that the ratio is above the allowed one."""
-        return float(log_e_above(self._log_likelihood)[_RATIO_REACH])
+        return log_e_above_center(self._log_likelihood)
 
     @property
     def log_e_below(self) -> float:
         """Log evidence that the ratio is below the allowed one."""
-        return float(log_e_below(self._log_likelihood)[_RATIO_REACH])
+        return log_e_below_center(self._log_likelihood)
 
     @property
     def estimate(self) -> float:
