@@ -4,6 +4,7 @@ A client whose answer was lost on its way sends the same bytes once more. Withou
 remembered. No I/O; the time is an argument.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -36,7 +37,7 @@ class Retried:
     def __init__(self, most: int, seconds: float = 10.0) -> None:
         self._most = most
         self._seconds = seconds
-        self._asked: dict[tuple[str, int], _Asked] = {}
+        self._asked: OrderedDict[tuple[str, int], _Asked] = OrderedDict()
         self._bytes = 0
         self.repeats = 0
 

@@ -3,7 +3,7 @@
 import logging
 import ssl
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
@@ -115,7 +115,7 @@ class Policies:
     """
 
     def __init__(self) -> None:
-        self._digests: dict[str, str] = {}
+        self._digests: OrderedDict[str, str] = OrderedDict()
 
     def of(self, episode: str | None) -> str | None:
         """Its digest, None for an episode that has none yet."""
@@ -126,11 +126,12 @@ class Policies:
         if episode is None or action.fallback is not None:
             return
         digests = self._digests
-        digests.pop(episode, None)
         digests[episode] = action.digest
-        if len(digests) > EPISODES:
-            with suppress(RuntimeError, StopIteration):
-                digests.pop(next(iter(digests)), None)
+        # Another thread may have forgotten it meanwhile.
+        with suppress(KeyError):
+            digests.move_to_end(episode)
+            if len(digests) > EPISODES:
+                digests.popitem(last=False)
 
     def ended(self, episodes: Iterable[str | None]) -> None:
         """Forgets episodes: others may have their names."""

@@ -36,7 +36,7 @@ class Route(ApiModel):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Share of the episodes answered here of which the canary gets a copy; nobody waits for it.",
+        description="Share of this server's own episodes of which the canary gets copies.",
     )
     salt: str = Field(
         default="",
