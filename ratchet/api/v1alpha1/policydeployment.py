@@ -46,8 +46,17 @@ class TrainingJobSource(ApiModel):
 class CheckpointSource(ApiModel):
     """One checkpoint, wherever it came from."""
 
-    s3: S3
+    s3: S3 = Field(description="prefix: of the policy, or of the checkpoint's manifest, after the bucket.")
     digest: Digest
+
+    rules: ClassVar = (
+        Rule(
+            "self.s3.prefix != ''",
+            "source.checkpoint names a bucket and nothing in it: write as s3.prefix what stands after "
+            "s3://<bucket>/ in `ratchet checkpoints`",
+            lambda self: self.s3.prefix != "",
+        ),
+    )
 
 
 class Source(ApiModel):
@@ -278,6 +287,14 @@ class Guards(ApiModel):
         default=0.05, gt=0, lt=1, description="Chance that a guard proves a bound kept which is not."
     )
 
+    rules: ClassVar = (
+        Rule(
+            "self.prometheus.all(one, self.prometheus.exists_one(other, other.name == one.name))",
+            "two of guards.prometheus have one name, by which their verdicts are told: write another",
+            lambda self: len({one.name for one in self.prometheus}) == len(self.prometheus),
+        ),
+    )
+
 
 class Autoscaling(ApiModel):
     """A HorizontalPodAutoscaler for each arm."""
@@ -340,6 +357,14 @@ class PolicyDeploymentSpec(ApiModel):
             "strategy.type: AB reports a difference of returns: write guards.episodeReturn.enabled: true",
             lambda self: self.strategy.type != "AB" or self.guards.episode_return.enabled,
         ),
+        Rule(
+            "!(self.strategy.type in ['Shadow', 'BlueGreen'] && self.guards.episodeReturn.enabled)",
+            "copies of requests earn no returns, so this trial would wait for ever: write "
+            "guards.episodeReturn.enabled: false, or another strategy.type",
+            lambda self: (
+                not (self.strategy.type in ("Shadow", "BlueGreen") and self.guards.episode_return.enabled)
+            ),
+        ),
     )
 
 
@@ -361,6 +386,7 @@ class Arm(ApiModel):
 
     digest: str
     name: str = Field(default="", description="The first 12 characters of the digest, for the eye.")
+    revision: str = Field(default="", description="Its objects are called after the deployment and this.")
     weight: int = Field(default=0, description="Percent of new episodes, as observed.")
     replicas: int = 0
     ready: int = 0
