@@ -390,7 +390,8 @@ def test_a_paused_manifest_is_said_and_not_resumed_by_an_order():
     paused["spec"]["paused"] = True
 
     assert "The manifest says paused: true" in shown(paused)
-    assert "write paused: false there" in run(Recorded(paused), "resume", "cartpole").stderr
+    for verb, why in (("resume", "until it says paused: false"), ("undo", "no trial begins while")):
+        assert why in run(Recorded(paused), verb, "cartpole").stderr
 
 
 def test_verdicts_that_acted_before_do_not_stand_beside_those_of_now():

@@ -20,6 +20,8 @@ def refusal(verb: Verb, seen: Seen) -> str | None:
         return f"{name} is being deleted"
     if not seen.status.conditions:
         return f"the operator has not looked at {name} yet: there is nothing to {verb}"
+    if seen.spec.paused and verb in ("pause", "resume"):
+        return f"the manifest of {name} says paused: true, which holds until it says paused: false"
     if trial is None:
         return _idle(verb, seen)
     tried = short(seen.status.canary.digest) if seen.status.canary else "the trial"
@@ -47,8 +49,8 @@ def _idle(verb: Verb, seen: Seen) -> str | None:
     serves = short(status.stable.digest) if status.stable else "no policy"
     is_newer = status.source_digest not in (None, status.stable.digest if status.stable else None)
     nothing = f"{name} has nothing on trial, {serves} serves"
-    if seen.spec.paused and verb in ("promote", "resume", "retry"):
-        return f"{nothing}, and its manifest says paused: true: write paused: false there"
+    if seen.spec.paused and verb != "abort":
+        return f"{nothing}, and no trial begins while its manifest says paused: true"
     again = f"; to try {short(status.source_digest or '')} again: ratchet rollout retry {name}"
     match verb:
         case "promote":

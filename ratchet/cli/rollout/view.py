@@ -60,8 +60,8 @@ def _head(seen: Seen, now: datetime) -> list[RenderableType]:
         is_odd = condition.status != WELL.get(condition.type, condition.status)
         if is_odd and condition.message and condition.message not in seen.message:
             lines.append(Text(f"{condition.type} is {condition.status}: {condition.message}", "yellow"))
-    if seen.spec.paused and seen.status.trial is None:
-        lines.append(Text("The manifest says paused: true, so that no trial begins.", "yellow"))
+    if seen.spec.paused:
+        lines.append(Text("The manifest says paused: true: no trial begins or goes further.", "yellow"))
     if seen.is_leaving:
         lines.append(Text("It is being deleted.", "yellow"))
     return lines
