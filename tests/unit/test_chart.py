@@ -311,7 +311,16 @@ def test_a_wrong_value_is_refused_by_the_values_schema(setting: str):
     assert "schema" in done.stderr
 
 
-def test_every_value_has_its_place_in_the_values_schema():
+def test_values_and_their_schema_have_the_same_places():
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
-    assert values.keys() == schema["properties"].keys() - {"global"}
+
+    def compare(at: str, value: Any, part: dict[str, Any]) -> None:
+        part = schema["definitions"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+        if "properties" in part and at != "resources":  # which are free to have more
+            assert value.keys() == part["properties"].keys() - {"global"}, at
+            assert part["additionalProperties"] is False, at
+            for key, inner in value.items():
+                compare(f"{at}.{key}".strip("."), inner, part["properties"][key])
+
+    compare("", values, schema)
