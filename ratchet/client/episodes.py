@@ -21,6 +21,10 @@ from ratchet.client.websocket import GOODBYE, Frames, frame
 class Episode:
     """One episode, one thread.
 
+    The server closes a connection without a step for longer than its `--idle-seconds`, since nothing here
+    answers its pings between two steps; the next step opens another, with an empty memory. `AsyncEpisode`
+    answers them.
+
     Args:
         client: whose server, timeout, retries and safe action are used.
         name: of the episode; by default a new one.
@@ -91,6 +95,8 @@ class Episode:
                     self._owed -= 1
                     body = self._received.popleft()
                     if self._owed == 0:
+                        if self._frames.closed:
+                            self._drop()
                         return good(message(body))
                 self._receive(deadline)
         except TimeoutError as error:
@@ -246,6 +252,8 @@ class _Connection(asyncio.Protocol):
             waiter = self._waiting.popleft() if self._waiting else None
             if waiter is not None and not waiter.done():
                 waiter.set_result(body)
+        if self._frames.closed:
+            self._fail(Unreachable("the server ended the episode's connection"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""

@@ -14,7 +14,13 @@ _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 
 
 class Frames:
-    """One connection to an episode: its handshake, then messages."""
+    """One connection to an episode: its handshake, then messages.
+
+    Attributes:
+        open: the handshake is done.
+        closed: the server said that no more will come.
+
+    """
 
     def __init__(self, name: str) -> None:
         key = base64.b64encode(os.urandom(16))
@@ -27,19 +33,19 @@ class Frames:
         self._refusal = Reading()
         self._buffer = b""
         self._message = b""
-        self.open = False
+        self.open = self.closed = False
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
         """Takes what was received, nothing when the connection ended: messages, and bytes to send back.
 
         Raises:
-            Unreachable: the connection ended, or the server ends it.
+            Unreachable: the connection ended, or the server ends it and sent nothing before.
             PolicyError: the server refused the episode; as `good`.
             BadAnswer: it is no WebSocket.
 
         """
-        if not data:
-            raise Unreachable("the server ended the episode's connection")
+        if not data or self.closed:
+            raise _ended()
         self._buffer += data
         if not self.open and not self._shake_hands():
             return [], b""
@@ -48,7 +54,11 @@ class Frames:
         while (taken := self._take()) is not None:
             final, code, payload = taken
             if code == _CLOSE:
-                raise Unreachable("the server ended the episode's connection")
+                self.closed = True
+                # What came with it counts.
+                if not messages:
+                    raise _ended()
+                break
             if code == _PING:
                 replies += frame(payload, _PONG)
             elif code in (0, _TEXT, _BINARY):
@@ -95,6 +105,10 @@ class Frames:
             return None
         self._buffer = buffer[end:]
         return bool(buffer[0] & 0x80), buffer[0] & 0x0F, buffer[first:end]
+
+
+def _ended() -> Unreachable:
+    return Unreachable("the server ended the episode's connection")
 
 
 def frame(payload: bytes, code: int = _TEXT) -> bytes:

@@ -1,6 +1,11 @@
 """Episodes over WebSockets, with both clients against the real server."""
 
 import asyncio
+import base64
+import hashlib
+import json
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +27,7 @@ from ratchet.client import (
     Episode,
     PolicyError,
     Refused,
+    Retries,
     TimedOut,
     Unreachable,
 )
@@ -29,6 +35,7 @@ from ratchet.client.websocket import Frames, frame
 
 OBSERVATION = [0.1, -0.2, 0.3, 0.4]
 PATIENT = 20.0
+MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 class Plays(Protocol):
@@ -250,3 +257,42 @@ def test_a_frame_unmasks_to_what_was_sent(length: int):
     key = sent[head : head + 4]
     assert bytes(byte ^ key[i % 4] for i, byte in enumerate(sent[head + 4 :])) == payload
     assert sent[1] & 0x80
+
+
+def say(payload: bytes, code: int = 0x1) -> bytes:
+    """A frame of a server, which is not masked."""
+    return bytes([0x80 | code, len(payload)]) + payload
+
+
+def test_an_answer_in_one_piece_with_the_end_of_the_connection_counts(make: Make):
+    """The server sends what is due and its close frame at once when it drains."""
+    connections = 0
+
+    def serve(listener: socket.socket) -> None:
+        nonlocal connections
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            connections += 1
+            with connection:
+                key = re.search(rb"Sec-WebSocket-Key: (\S+)", connection.recv(65_536))
+                assert key
+                accept = base64.b64encode(hashlib.sha1(key[1] + MAGIC, usedforsecurity=False).digest())
+                connection.sendall(b"HTTP/1.1 101 x\r\nsec-websocket-accept: %b\r\n\r\n" % accept)
+                sent = connection.recv(65_536)
+                first = 2 if sent[1] & 0x7F < 126 else 4
+                mask, body = sent[first : first + 4], sent[first + 4 :]
+                id_ = json.loads(bytes(x ^ mask[i % 4] for i, x in enumerate(body)))["id"]
+                answer = {"id": id_, "action": 1, "logProbability": -0.5, "value": None, "digest": "d",
+                          "arm": "a", "fallback": None}  # fmt: skip
+                going_away = say((1001).to_bytes(2), 0x8)
+                payload = json.dumps(answer, separators=(",", ":")).encode()
+                connection.sendall(say(b"", 0x9) + say(payload) + going_away)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        episode = make(f"http://127.0.0.1:{listener.getsockname()[1]}", retries=Retries(attempts=1))
+        assert [episode.act(OBSERVATION).action for _ in range(2)] == [1, 1]
+    assert connections == 2
