@@ -12,11 +12,14 @@ from dataclasses import dataclass
 import orjson
 
 from ratchet_operator.kinds import (
+    AUTOSCALER,
     JOB_LABEL,
     NODE,
     POD,
+    POLICY_DEPLOYMENT,
     POOL_LABEL,
     ROLLOUT_POOL,
+    SERVING_LABEL,
     TRAINING_JOB,
     Json,
     Kind,
@@ -33,6 +36,8 @@ from ratchet_operator.kinds import (
 )
 
 WORKS_FOR = "spec.trainingJobRef.name"
+SERVES_FROM = "spec.source.trainingJob.jobRef.name"
+OWNER_LABELS = (JOB_LABEL, POOL_LABEL, SERVING_LABEL)
 _TOMBSTONES = 10_000
 _POD_STATUS = ("phase", "reason", "message", "podIP", "conditions", "containerStatuses")
 
@@ -56,8 +61,11 @@ def slim(kind: Kind, obj: Json) -> Json:
         devices = {resource: amount for resource, amount in allocatable.items() if "/" in resource}
         kept = {key: metadata.get(key) for key in ("name", "uid", "resourceVersion")}
         return {"metadata": kept, "status": {"allocatable": devices}}
-    if kind is TRAINING_JOB or kind is ROLLOUT_POOL:
+    if kind in (TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT):
         return {**obj, "metadata": metadata}
+    if kind is AUTOSCALER:
+        wanted = {"desiredReplicas": status_of(obj).get("desiredReplicas")}
+        return {**obj, "metadata": metadata, "status": wanted}
     return {key: value for key, value in obj.items() if key != "status"} | {"metadata": metadata}
 
 
@@ -172,16 +180,19 @@ class Store:
         return next((name for name in names if label_value(name) == label), label)
 
     def labelled(self, namespace: str, label: str, value: str) -> list[Json]:
-        """The objects with this value of JOB_LABEL, POOL_LABEL or WORKS_FOR, by name."""
+        """The objects with this value of one of OWNER_LABELS, WORKS_FOR or SERVES_FROM, by name."""
         uids = self._by_label.get((namespace, label, value), {})
         found = sorted((self._by_uid[uid] for uid in uids), key=lambda packed: packed.name)
         return [packed.unpack() for packed in found]
 
     def _labels(self, obj: Json) -> list[tuple[str, str, str]]:
         labels, namespace = labels_of(obj), namespace_of(obj)
-        found = [(namespace, label, labels[label]) for label in (JOB_LABEL, POOL_LABEL) if label in labels]
+        found = [(namespace, label, labels[label]) for label in OWNER_LABELS if label in labels]
         if self.kind is ROLLOUT_POOL:
             found.append((namespace, WORKS_FOR, sub(obj, "spec", "trainingJobRef").get("name", "")))
+        elif self.kind is POLICY_DEPLOYMENT:
+            job = sub(obj, "spec", "source", "trainingJob", "jobRef").get("name", "")
+            found.append((namespace, SERVES_FROM, job))
         return found
 
     def _unindex(self, obj: Json) -> None:

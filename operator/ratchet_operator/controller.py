@@ -7,24 +7,41 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+from prometheus_client import CollectorRegistry
+
+from ratchet_operator.adminkey import AdminKey
 from ratchet_operator.apiserver import ApiError, ApiServer
 from ratchet_operator.cache import Cache
 from ratchet_operator.execute import Executor
 from ratchet_operator.feed import Feed
-from ratchet_operator.kinds import KIND_BY_NAME, TRAINING_JOB, Json, Key, Kind, uid_of
+from ratchet_operator.kinds import (
+    CONFIG_MAP,
+    KIND_BY_NAME,
+    POLICY_DEPLOYMENT,
+    TRAINING_JOB,
+    Json,
+    Key,
+    Kind,
+    uid_of,
+)
 from ratchet_operator.metrics import ERRORS, OBJECTS, RECONCILE_SECONDS
 from ratchet_operator.observe import Observer, SecretSightings
 from ratchet_operator.pace import Pace
 from ratchet_operator.plan import Plan
 from ratchet_operator.reconcile.job import reconcile_job
 from ratchet_operator.reconcile.pool import reconcile_pool
+from ratchet_operator.series import ObjectSeries
 from ratchet_operator.settings import Settings
 from ratchet_operator.trainers import TrainerWatch
 from ratchet_operator.transport import by_kopf, watched
 from ratchet_operator.watch import Relists, Watch
 from ratchet_operator.workqueue import Lane, WorkQueue
+
+if TYPE_CHECKING:
+    from ratchet_operator.serving import Serving
 
 log = logging.getLogger("ratchet.controller")
 
@@ -53,6 +70,8 @@ class Controller:
             if not by_kopf(kind)
         ]
         self.trainers = TrainerWatch(self.cache, settings.status_interval, self.feed.trainer_said)
+        self._key = AdminKey(settings.admin_key_file)
+        self._serves = asyncio.Event()
         # Shorter than the time between two resyncs, so that each of them looks.
         self._sightings = SecretSightings(api, 0.8 * settings.resync_seconds)
         self._observer = Observer(
@@ -63,9 +82,11 @@ class Controller:
             self.trainers.answer,
             self.trainers.all_asked,
         )
-        self._executor = Executor(api, self.feed, self._sightings, settings.pod_name)
+        self._executor = Executor(api, self.feed, self._sightings, settings.pod_name, self._key)
         self._left: dict[Key, tuple[str, float]] = {}
         self._pace = Pace(time.monotonic)
+        self.objects = CollectorRegistry()
+        self.objects.register(ObjectSeries(self.cache))
         self._synced = asyncio.Event()
 
     def parts(self) -> list[Coroutine[Any, Any, None]]:
@@ -74,7 +95,7 @@ class Controller:
         return [
             *(lists.run() for lists in (*self._own, *self._watches)),
             self.resync_forever(),
-            *(self._once_synced(part) for part in (self.trainers.run, *workers)),
+            *(self._once_synced(part) for part in (self.trainers.run, self._watch_servers, *workers)),
         ]
 
     async def first_listing(self) -> None:
@@ -159,6 +180,8 @@ class Controller:
         if obj is None:
             self._observer.forget(key)
             self._pace.forget(key)
+            if kind is POLICY_DEPLOYMENT:
+                self._serving.forget(key)
             self.queue.forget(key)
             self._left.pop(key, None)
             return True
@@ -179,6 +202,8 @@ class Controller:
             self.feed.pools_of(key.namespace, key.name, Lane.NEW)
         plan = self._paced(key, plan)
         refused = await self._executor.execute(key, obj, plan, now) or refused
+        if kind is POLICY_DEPLOYMENT and any(apply.kind is CONFIG_MAP for apply in plan.apply):
+            self._serving.servers.hurry()
         if plan.status is not None:
             self._observer.progress_written[key] = now
             self._pace.wrote(key)
@@ -190,6 +215,21 @@ class Controller:
             return True
         self._observer.refused[key] = refused
         return False
+
+    @cached_property
+    def _serving(self) -> "Serving":
+        """Made once it is needed."""
+        from ratchet_operator.serving import Serving
+
+        self._serves.set()
+        installation = self._settings.installation
+        return Serving(
+            self._api, self.cache, self.feed, self._sightings, self._observer, installation, self._key
+        )
+
+    async def _watch_servers(self) -> None:
+        await self._serves.wait()
+        await self._serving.servers.run()
 
     def _leave(self, key: Key) -> float:
         """Leave an object alone whose namespace is being deleted, since nothing can be created there: what is
@@ -218,6 +258,8 @@ class Controller:
     async def _decide(self, kind: Kind, obj: Json, key: Key, now: datetime) -> Plan:
         if kind is TRAINING_JOB:
             return reconcile_job(obj, await self._observer.job(obj, key), now)
+        if kind is POLICY_DEPLOYMENT:
+            return await self._serving.decide(obj, key, now)
         return reconcile_pool(obj, await self._observer.pool(obj, key), now)
 
     def measure(self) -> None:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar, cast
 
+from ratchet_operator.adminkey import AdminKey, NoAdminKeyError
 from ratchet_operator.apiserver import NO_VERSION, PARTIAL, ApiError, ApiServer
+from ratchet_operator.build.admin import admin_secret
 from ratchet_operator.build.redis import redis_secret
 from ratchet_operator.feed import Feed
 from ratchet_operator.kinds import (
@@ -26,8 +28,17 @@ from ratchet_operator.kinds import (
     meta,
     uid_of,
 )
+from ratchet_operator.metrics import EVENTS
 from ratchet_operator.observe import SecretSightings
-from ratchet_operator.plan import ABSENT, Apply, CreateRedisSecret, Delete, Occurrence, Plan
+from ratchet_operator.plan import (
+    ABSENT,
+    Apply,
+    CreateAdminSecret,
+    CreateRedisSecret,
+    Delete,
+    Occurrence,
+    Plan,
+)
 
 log = logging.getLogger("ratchet.execute")
 
@@ -44,14 +55,18 @@ class Executor:
         feed: gets the answers to our own writes at once.
         sightings: gets the UIDs of Secrets that we made.
         identity: name of this process, for Events.
+        key: of the tokens that policy servers take orders by.
 
     """
 
-    def __init__(self, api: ApiServer, feed: Feed, sightings: SecretSightings, identity: str) -> None:
+    def __init__(
+        self, api: ApiServer, feed: Feed, sightings: SecretSightings, identity: str, key: AdminKey
+    ) -> None:
         self._api = api
         self._sightings = sightings
         self._feed = feed
         self._identity = identity
+        self._key = key
 
     async def execute(self, key: Key, obj: Json, plan: Plan, now: datetime) -> str | None:
         """Carry out one plan for one object.
@@ -78,16 +93,22 @@ class Executor:
         said = [refusal for refusal in refusals if refusal]
         return "; ".join(said) if said else None
 
-    async def _create_secret(self, wanted: CreateRedisSecret) -> str | None:
-        password = secrets.token_urlsafe(PASSWORD_BYTES)
-        obj = redis_secret(wanted.namespace, wanted.name, wanted.labels, wanted.owner, wanted.uid, password)
+    async def _create_secret(self, wanted: CreateRedisSecret | CreateAdminSecret) -> str | None:
+        where = wanted.namespace, wanted.name, wanted.labels, wanted.owner
+        if isinstance(wanted, CreateAdminSecret):
+            try:
+                obj = admin_secret(*where, self._key.token(wanted.uid))
+            except NoAdminKeyError as error:
+                return str(error)
+        else:
+            obj = redis_secret(*where, wanted.uid, secrets.token_urlsafe(PASSWORD_BYTES))
         try:
             created = await self._api.create(SECRET, obj, accept=PARTIAL)
         except ApiError as error:
             self._sightings.forget(wanted.namespace, wanted.name)
             if error.status != 409:
                 raise
-            return f"Secret {wanted.name} exists and belongs to someone else: rename it, or this job"
+            return f"Secret {wanted.name} exists and belongs to someone else: rename it, or its owner"
         self._sightings.put(wanted.namespace, wanted.name, created)
         return None
 
@@ -166,6 +187,7 @@ class Executor:
             "reportingInstance": self._identity,
         }
         log.info(occurrence.message, extra={"key": str(key), "event": occurrence.reason})
+        EVENTS.labels(key.kind, occurrence.reason).inc()
         try:
             await self._api.create(EVENT, event)
         except ApiError as error:

@@ -1,12 +1,14 @@
 """From a change of an object to the keys that need a step."""
 
-from ratchet_operator.cache import WORKS_FOR, Cache
+from ratchet_operator.cache import SERVES_FROM, WORKS_FOR, Cache
 from ratchet_operator.kinds import (
     CONFIG_MAP,
     JOB_LABEL,
     NODE,
+    POLICY_DEPLOYMENT,
     POOL_LABEL,
     ROLLOUT_POOL,
+    SERVING_LABEL,
     TRAINING_JOB,
     Json,
     Key,
@@ -25,6 +27,8 @@ from ratchet_operator.observe import most_devices_on_a_node
 from ratchet_operator.workqueue import Lane, WorkQueue
 
 CHILDREN_SECONDS = 0.1  # from a change of a child to the step that it asks for
+OURS = (TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT)
+OWNERS = frozenset(kind.kind for kind in OURS)
 
 
 def key_of(obj: Json, kind: Kind) -> Key:
@@ -54,10 +58,12 @@ class Feed:
         if not news:
             return
         namespace, owner = namespace_of(obj), controller_of(obj)
-        if kind in (TRAINING_JOB, ROLLOUT_POOL) and (before is None or _was_edited(before, obj)):
+        if kind in OURS and (before is None or _was_edited(before, obj)):
             self._queue.add(key_of(obj, kind), Lane.NEW if before is None else Lane.EDIT)
             if kind is TRAINING_JOB:
                 self.pools_of(namespace, name_of(obj), Lane.CHANGE)
+        if kind is TRAINING_JOB and (before is None or _checkpoints(before) != _checkpoints(obj)):
+            self.servers_of(namespace, name_of(obj))
         if owner is None or before is None:
             return
         if kind is CONFIG_MAP:  # the ledger says whether the job has ended
@@ -84,8 +90,8 @@ class Feed:
         return sum(self.gone(kind, obj) for obj in missing)
 
     def everything(self, lane: Lane) -> None:
-        """Every job and every pool needs a look."""
-        for kind in (TRAINING_JOB, ROLLOUT_POOL):
+        """Every job, every pool and every PolicyDeployment needs a look."""
+        for kind in OURS:
             for namespace, name in self._cache[kind].names():
                 self._queue.add(Key(kind.kind, namespace, name), lane)
 
@@ -99,24 +105,40 @@ class Feed:
         for pool in self._cache[ROLLOUT_POOL].labelled(namespace, WORKS_FOR, job):
             self._queue.add(key_of(pool, ROLLOUT_POOL), lane)
 
+    def servers_of(self, namespace: str, job: str) -> None:
+        """Every PolicyDeployment that serves from a job."""
+        for serving in self._cache[POLICY_DEPLOYMENT].labelled(namespace, SERVES_FROM, job):
+            self._queue.add(key_of(serving, POLICY_DEPLOYMENT), Lane.CHANGE)
+
+    def servers_said(self, namespace: str, name: str) -> None:
+        """The servers of a PolicyDeployment said something new."""
+        self._queue.add(Key(POLICY_DEPLOYMENT.kind, namespace, name), Lane.CHANGE)
+
     def _tell(self, kind: Kind, obj: Json, before: Json | None, lane: Lane) -> None:
         if kind is NODE:
             self._nodes_changed()
             return
         namespace = namespace_of(obj)
-        if kind in (TRAINING_JOB, ROLLOUT_POOL):
+        if kind in OURS:
             edited = before is not None and _was_edited(before, obj)
             better = Lane.EDIT if edited else Lane.NEW if before is None else lane
             self._queue.add(key_of(obj, kind), min(lane, better))
-            if kind is TRAINING_JOB and (before is None or edited):
-                self.pools_of(namespace, name_of(obj), lane)
+            if kind is TRAINING_JOB:
+                if before is None or edited:
+                    self.pools_of(namespace, name_of(obj), lane)
+                if before is None or edited or _checkpoints(before) != _checkpoints(obj):
+                    self.servers_of(namespace, name_of(obj))
         owner = controller_of(obj)
-        if owner is not None and owner.get("kind") in (TRAINING_JOB.kind, ROLLOUT_POOL.kind):
+        if owner is not None and owner.get("kind") in OWNERS:
             self._soon(Key(owner["kind"], namespace, owner["name"]), lane)
             if kind is CONFIG_MAP:
                 self.pools_of(namespace, owner["name"], lane)
             return
-        for label, owner_kind in ((JOB_LABEL, TRAINING_JOB), (POOL_LABEL, ROLLOUT_POOL)):
+        for label, owner_kind in (
+            (JOB_LABEL, TRAINING_JOB),
+            (POOL_LABEL, ROLLOUT_POOL),
+            (SERVING_LABEL, POLICY_DEPLOYMENT),
+        ):
             value = labels_of(obj).get(label)
             if value is not None:
                 name = self._cache[owner_kind].name_behind(namespace, value)
@@ -134,6 +156,10 @@ class Feed:
         for job in self._cache[TRAINING_JOB]:
             if sub(job, "spec", "trainer", "gpu"):
                 self._queue.add(key_of(job, TRAINING_JOB), Lane.CHANGE)
+
+
+def _checkpoints(job: Json) -> Json:
+    return sub(job, "status", "checkpoints")
 
 
 def _was_edited(before: Json, after: Json) -> bool:

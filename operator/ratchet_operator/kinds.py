@@ -15,6 +15,8 @@ JOB_UID_LABEL = "ratchet.dev/job-uid"
 POOL_LABEL = "ratchet.dev/pool"
 COMPONENT_LABEL = "ratchet.dev/component"
 ATTEMPT_LABEL = "ratchet.dev/attempt"
+SERVING_LABEL = "ratchet.dev/policy-deployment"
+REVISION_LABEL = "ratchet.dev/revision"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Kind:
 
 TRAINING_JOB = Kind(API_VERSION, "RLTrainingJob", "rltrainingjobs")
 ROLLOUT_POOL = Kind(API_VERSION, "RolloutPool", "rolloutpools")
+POLICY_DEPLOYMENT = Kind(API_VERSION, "PolicyDeployment", "policydeployments")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 WORKER_SET = Kind("apps/v1", "ReplicaSet", "replicasets")
 SERVICE = Kind("v1", "Service", "services")
@@ -57,13 +60,15 @@ POD = Kind("v1", "Pod", "pods")
 NODE = Kind("v1", "Node", "nodes", namespaced=False)
 EVENT = Kind("v1", "Event", "events")
 NETWORK_POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+AUTOSCALER = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+DISRUPTION_BUDGET = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 
 KIND_BY_NAME = {
     kind.kind: kind
     for kind in (
-        TRAINING_JOB, ROLLOUT_POOL, DEPLOYMENT, WORKER_SET, SERVICE, CONFIG_MAP,
-        SECRET, POD, NODE, EVENT, NETWORK_POLICY, LEASE,
+        TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT, DEPLOYMENT, WORKER_SET, SERVICE, CONFIG_MAP,
+        SECRET, POD, NODE, EVENT, NETWORK_POLICY, AUTOSCALER, DISRUPTION_BUDGET, LEASE,
     )
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from ratchet_operator.leader import (
     Lock,
     RoundTrip,
 )
-from ratchet_operator.metrics import LEADER
+from ratchet_operator.metrics import LEADER, REGISTRY
 from ratchet_operator.settings import Settings
 from ratchet_operator.web import Web
 
@@ -76,7 +76,8 @@ class Operator:
             )
         )
         port = self._settings.port
-        async with Web(port, self.trouble, self.waiting_for, self.controller.measure):
+        registries = (REGISTRY, self.controller.objects)
+        async with Web(port, self.trouble, self.waiting_for, self.controller.measure, registries):
             log.info(
                 "started",
                 extra={"identity": self._settings.pod_name, "namespaces": self._settings.namespaces},

@@ -49,6 +49,17 @@ class CreateRedisSecret:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateAdminSecret:
+    """Creation of the token that a PolicyDeployment's servers take orders by; the executor brings the key."""
+
+    namespace: str
+    name: str
+    uid: str
+    labels: dict[str, str]
+    owner: Json
+
+
+@dataclass(frozen=True, slots=True)
 class Occurrence:
     """A Kubernetes Event about the reconciled object; `id` makes it happen once."""
 
@@ -65,15 +76,17 @@ class Plan:
     Attributes:
         status: JSON merge patch of the status subresource, None where nothing differs.
         requeue_after: seconds until the object must be looked at again by the clock.
+        memo: for the next step of this process; nothing is lost with it.
 
     """
 
-    secrets: tuple[CreateRedisSecret, ...] = ()
+    secrets: tuple[CreateRedisSecret | CreateAdminSecret, ...] = ()
     apply: tuple[Apply, ...] = ()
     status: Json | None = None
     occurrences: tuple[Occurrence, ...] = ()
     delete: tuple[Delete, ...] = ()
     requeue_after: float | None = None
+    memo: object = None
 
     @property
     def writes(self) -> int:

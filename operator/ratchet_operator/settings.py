@@ -12,6 +12,7 @@ class Installation:
 
     trainer_image: str = "ratchet-trainer:dev"
     rollout_image: str = "ratchet-rollout:dev"
+    inference_image: str = "ratchet-inference:dev"
     redis_image: str = "redis:7-alpine"
     image_pull_policy: str = "IfNotPresent"
     network_policies: bool = False
@@ -26,6 +27,7 @@ class Settings:
     nodes_visible: bool = True
     pod_namespace: str = "default"
     pod_name: str = "ratchet-operator"
+    admin_key_file: str = ""
     status_interval: float = 2.0
     workers: int = 8
     writes_per_second: float = 300.0
@@ -66,6 +68,7 @@ class Settings:
             installation=Installation(
                 trainer_image=text("RATCHET_TRAINER_IMAGE", images.trainer_image),
                 rollout_image=text("RATCHET_ROLLOUT_IMAGE", images.rollout_image),
+                inference_image=text("RATCHET_INFERENCE_IMAGE", images.inference_image),
                 redis_image=text("RATCHET_REDIS_IMAGE", images.redis_image),
                 image_pull_policy=text("RATCHET_IMAGE_PULL_POLICY", images.image_pull_policy),
                 network_policies=flag("RATCHET_NETWORK_POLICIES", images.network_policies),
@@ -76,6 +79,7 @@ class Settings:
             nodes_visible=flag("RATCHET_NODES_VISIBLE", True),
             pod_namespace=text("POD_NAMESPACE", "default"),
             pod_name=text("POD_NAME", socket.gethostname()),
+            admin_key_file=text("RATCHET_ADMIN_KEY_FILE", ""),
             status_interval=number("RATCHET_STATUS_INTERVAL", 2, 0.1),
             workers=int(number("RATCHET_WORKERS", 8, 1)),
             writes_per_second=number("RATCHET_WRITES_PER_SECOND", 300, 1),

@@ -15,15 +15,19 @@ from ratchet_operator.apiserver import PAGE, credentials, session
 from ratchet_operator.feed import Feed
 from ratchet_operator.kinds import (
     API_VERSION,
+    AUTOSCALER,
+    COMPONENT_LABEL,
     CONFIG_MAP,
     DEPLOYMENT,
-    JOB_LABEL,
+    DISRUPTION_BUDGET,
     NETWORK_POLICY,
     NODE,
     POD,
+    POLICY_DEPLOYMENT,
     POOL_LABEL,
     ROLLOUT_POOL,
     SERVICE,
+    SERVING_LABEL,
     TRAINING_JOB,
     WORKER_SET,
     Kind,
@@ -36,8 +40,9 @@ log = logging.getLogger("ratchet.transport")
 
 def watched(settings: Settings) -> dict[Kind, str | None]:
     """The kinds to watch, each with its label selector."""
-    kinds: dict[Kind, str | None] = {TRAINING_JOB: None, ROLLOUT_POOL: None}
-    kinds |= dict.fromkeys((CONFIG_MAP, DEPLOYMENT, SERVICE, POD, NETWORK_POLICY), JOB_LABEL)
+    kinds: dict[Kind, str | None] = dict.fromkeys((TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT))
+    kinds |= dict.fromkeys((CONFIG_MAP, DEPLOYMENT, SERVICE, POD, NETWORK_POLICY), COMPONENT_LABEL)
+    kinds |= dict.fromkeys((AUTOSCALER, DISRUPTION_BUDGET), SERVING_LABEL)
     # Deployments make ReplicaSets with the job's label too; only the workers' belong to a pool.
     kinds[WORKER_SET] = POOL_LABEL
     if settings.nodes_visible:

@@ -26,6 +26,7 @@ from ratchet_operator.kinds import (
     LEASE,
     NETWORK_POLICY,
     POD,
+    POLICY_DEPLOYMENT,
     ROLLOUT_POOL,
     SECRET,
     SERVICE,
@@ -150,7 +151,7 @@ def against(scenario: Callable[[FakeServer, ApiServer], Awaitable[None]]) -> Non
 
 
 def executor(api: ApiServer) -> tuple[Executor, Cache, SecretSightings]:
-    cache = Cache([TRAINING_JOB, ROLLOUT_POOL, DEPLOYMENT, SERVICE, CONFIG_MAP])
+    cache = Cache([TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT, DEPLOYMENT, SERVICE, CONFIG_MAP])
     sightings = SecretSightings(api)
     feed = Feed(cache, WorkQueue(time.monotonic))
     return Executor(api, feed, sightings, "operator-1"), cache, sightings
@@ -515,7 +516,18 @@ def test_what_was_seen_of_secrets_is_forgotten_once_nobody_would_trust_it():
 @pytest.mark.parametrize(("status", "asks"), [({}, False), ({"attempt": 1}, True)])
 def test_only_a_job_without_a_status_is_taken_for_newborn(status: dict[str, Any], asks: bool):
     async def scenario(fake: FakeServer, api: ApiServer) -> None:
-        cache = Cache([TRAINING_JOB, ROLLOUT_POOL, DEPLOYMENT, SERVICE, CONFIG_MAP, POD, NETWORK_POLICY])
+        cache = Cache(
+            [
+                TRAINING_JOB,
+                ROLLOUT_POOL,
+                POLICY_DEPLOYMENT,
+                DEPLOYMENT,
+                SERVICE,
+                CONFIG_MAP,
+                POD,
+                NETWORK_POLICY,
+            ]
+        )
         observer = Observer(api, cache, SecretSightings(api), Installation(), lambda _: None, lambda: True)
         observer.oldest_news = 100
         job = {**named(TRAINING_JOB, "job"), "spec": SPEC, "status": status}

@@ -11,6 +11,7 @@ from ratchet_operator.kinds import (
     JOB_LABEL,
     NODE,
     POD,
+    POLICY_DEPLOYMENT,
     POOL_LABEL,
     ROLLOUT_POOL,
     TRAINING_JOB,
@@ -106,7 +107,7 @@ class Clock:
 
 
 def feed() -> tuple[Feed, Cache, WorkQueue]:
-    cache = Cache([TRAINING_JOB, ROLLOUT_POOL, POD, CONFIG_MAP, NODE, DEPLOYMENT])
+    cache = Cache([TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT, POD, CONFIG_MAP, NODE, DEPLOYMENT])
     queue = WorkQueue(Clock())
     return Feed(cache, queue), cache, queue
 

@@ -22,6 +22,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ .Values.serviceAccount.name | default (include "ratchet.name" .) }}
 {{- end }}
 
+{{- /* The Secret with the key that the policy servers' tokens are made from. */ -}}
+{{- define "ratchet.adminKey" -}}
+{{ .Values.adminKeySecret | default (printf "%s-admin-key" (include "ratchet.name" .)) }}
+{{- end }}
+
 {{- /* Takes (list . "trainer"). */ -}}
 {{- define "ratchet.image" -}}
 {{- $image := get (index . 0).Values.images (index . 1) -}}

@@ -90,7 +90,7 @@ class JobContext:
 
     def labels(self, component: str) -> dict[str, str]:
         """Labels of a child; the UID tells its pods from those of an earlier job of the same name."""
-        return {**self.selector(component), JOB_UID_LABEL: self.uid, **_recommended(component)}
+        return {**self.selector(component), JOB_UID_LABEL: self.uid, **recommended_labels(component)}
 
     def selector(self, component: str) -> dict[str, str]:
         """Labels that find the pods of a component of this job."""
@@ -132,7 +132,7 @@ class PoolContext:
     @property
     def labels(self) -> dict[str, str]:
         """Labels of a worker set and its pods."""
-        return {**self.selector, JOB_UID_LABEL: self.job.uid, **_recommended("rollouts")}
+        return {**self.selector, JOB_UID_LABEL: self.job.uid, **recommended_labels("rollouts")}
 
 
 def pool_selector(job: str, pool: str) -> dict[str, str]:
@@ -140,7 +140,8 @@ def pool_selector(job: str, pool: str) -> dict[str, str]:
     return {JOB_LABEL: label_value(job), COMPONENT_LABEL: "rollouts", POOL_LABEL: label_value(pool)}
 
 
-def _recommended(component: str) -> dict[str, str]:
+def recommended_labels(component: str) -> dict[str, str]:
+    """Those that Kubernetes recommends."""
     return {
         "app.kubernetes.io/name": f"ratchet-{component}",
         "app.kubernetes.io/component": component,

@@ -46,6 +46,7 @@ def rules_of(spec: PolicyDeploymentSpec) -> Rules:
     """The machine's rules."""
     strategy = spec.strategy
     return Rules(
+        paused=spec.paused,
         stages=stages_of(strategy),
         bake_seconds=seconds(strategy.bake),
         deadline_seconds=seconds(strategy.progress_deadline),

@@ -139,7 +139,7 @@ def _stage(state: Rollout, trial: Trial, at: At) -> _Said:
         return _wait(state, trial, at, "Routing", f"Not every pod follows {stage.weight}% yet.")
     trial = _with(trial, waiting_since=None)
     state = _with(state, trial=trial)
-    if trial.paused:
+    if trial.paused or at.rules.paused:
         return _Said(state, "Paused", f"Paused at {stage.weight}%; guards go on watching.")
     doubt = _in_doubt(at, trial)
     if doubt is not None:
@@ -161,11 +161,16 @@ def _promote(state: Rollout, trial: Trial, at: At) -> _Said:
     if lacks:
         return _wait(state, trial, at, "Surging", lacks)
     if trial.weight < 100:
-        if trial.paused:
+        if trial.paused or at.rules.paused:
             return _Said(state, "Paused", "Paused before it serves everybody.")
         return _next(state, trial, at, "WeightRaised", "100% of new episodes.", weight=100)
     if not is_followed(state, trial, at):
         return _wait(state, trial, at, "Routing", "Not every pod follows 100% yet.")
+    trial = _undisturbed(trial, at)
+    state = _with(state, trial=trial)
+    if state.stable is not None and not at.seen.is_idle(state.stable) and not at.is_late(trial):
+        # Clients that do not say which policy they began with can end their episodes only where they are.
+        return _Said(state, "Draining", "Episodes of what was before are still going on.")
     message = "It serves everybody; what was before stays ready."
     return _next(state, trial, at, "Baking", message, phase="Bake")
 
@@ -176,7 +181,7 @@ def _bake(state: Rollout, trial: Trial, at: At) -> _Said:
         lacks = _lacks_pods(trial, at, 100)
         if lacks:
             return _wait(state, trial, at, "Surging", lacks)
-        trial = _with(trial, waiting_since=None)
+        trial = _undisturbed(trial, at)
         state = _with(state, trial=trial)
         left = at.rules.bake_seconds - at.seconds_since(trial.since)
         if left > 0:
@@ -193,6 +198,11 @@ def _bake(state: Rollout, trial: Trial, at: At) -> _Said:
         history=(*state.history, past)[-PAST_KEPT:],
     )
     return _say(done, trial, "Promoted", f"{_short(trial.digest)} is the stable policy.")
+
+
+def _undisturbed(trial: Trial, at: At) -> Trial:
+    """The trial, whose time counts anew once it serves everybody again: meanwhile others began episodes."""
+    return trial if trial.waiting_since is None else _with(trial, waiting_since=None, since=at.stamp)
 
 
 def _next(state: Rollout, trial: Trial, at: At, reason: str, message: str, **changes: object) -> _Said:

@@ -1,6 +1,6 @@
 """The values of a rollout: rules from the spec, the state that is remembered, what is seen, what is wanted.
 
-Arms are named by the digest of the policy that they serve; a digest never changes what it means, so
+Arms are named by their revision, a digest of all that they are made of; it never changes what it means, so
 "stable" is always something that can be gone back to.
 """
 
@@ -20,6 +20,7 @@ from ratchet_operator.plan import Occurrence
 Phase = Literal["Surge", "Stage", "Promote", "Bake", "RollBack"]
 Outcome = Literal["Promoted", "Failed", "TimedOut", "Aborted", "Superseded"]
 Doubt = Literal["Hold", "RollBack", "Advance"]
+Verb = Literal["promote", "pause", "resume", "abort", "undo", "retry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Rules:
     """What the spec asks for.
 
     Attributes:
+        paused: a trial goes no further; it is watched all the same.
         stages: none at all for blue-green without a look and for all at once.
         bake_seconds: how long the old policy keeps its capacity after the new one serves everybody.
         deadline_seconds: for each phase to get what it waits for.
@@ -62,6 +64,7 @@ class Rules:
 
     """
 
+    paused: bool = False
     stages: tuple[Stage, ...] = ()
     bake_seconds: float = 300.0
     deadline_seconds: float = 600.0
@@ -141,7 +144,7 @@ class Command:
     """What a person asked for, once for each id."""
 
     id: str
-    verb: Literal["promote", "pause", "resume", "abort", "undo", "retry"]
+    verb: Verb
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,362 @@
+"""PolicyDeployment: which arms there are, who gets the traffic, and what its status says.
+
+A step that changes what is remembered writes that alone, the routes with it; the next one does what it says.
+So nothing ever follows from a decision that an operator could forget.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import cast, get_args
+
+from pydantic import ValidationError
+
+from ratchet.api.v1alpha1 import ExitCode
+from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec
+from ratchet.api.v1alpha1.serverstats import Route
+from ratchet.evidence import Decision, Verdict
+from ratchet_operator.build.server import CONTAINER
+from ratchet_operator.build.serving import EVIDENCE_ANNOTATION, ServingContext, rollout_map
+from ratchet_operator.conditions import Verdict as Answer
+from ratchet_operator.conditions import conditions, no
+from ratchet_operator.kinds import (
+    AUTOSCALER,
+    DEPLOYMENT,
+    REVISION_LABEL,
+    SERVICE,
+    Json,
+    Kind,
+    annotations_of,
+    is_deleting,
+    is_owned_by,
+    items,
+    labels_of,
+    spec_of,
+    status_of,
+    sub,
+)
+from ratchet_operator.ledger import parse_stamp
+from ratchet_operator.plan import CreateAdminSecret, Plan
+from ratchet_operator.policies.failure import terminations
+from ratchet_operator.policies.waiting import is_ready
+from ratchet_operator.reconcile.children import resource_version
+from ratchet_operator.reconcile.patching import soft_patch
+from ratchet_operator.reconcile.servingchildren import child, children
+from ratchet_operator.reconcile.servingstatus import Shown, serving_status
+from ratchet_operator.reconcile.source import follow, source_of
+from ratchet_operator.rollout import machine
+from ratchet_operator.rollout.book import Book, read_book
+from ratchet_operator.rollout.fromspec import court_of, rules_of
+from ratchet_operator.rollout.judging import Evidence, PodAnswer, judge
+from ratchet_operator.rollout.remembering import Memo, generation_of, remember
+from ratchet_operator.rollout.revision import Checkpoint, Revision
+from ratchet_operator.rollout.routes import routes_of
+from ratchet_operator.rollout.values import ArmSeen, Command, Rollout, Seen, Split, Verb
+from ratchet_operator.settings import Installation
+
+LOOK_AGAIN = 1.0  # seconds, while something is on its way
+LOOK_FOR_SECRETS = 5.0
+COMMAND_ANNOTATION = "ratchet.dev/rollout"
+PROGRESS_FIELDS = ("ready", "replicas", "stable", "canary", "decisions")
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the servers of one PolicyDeployment said at the last look.
+
+    Attributes:
+        answers: one for each pod that a request can reach.
+        generation: of the routes that they were compared with.
+        split: that all of them follow, None where they don't.
+        traffic: by arm, for how long it is not idle yet; None where nobody can say.
+        trouble: why a server did not take its route.
+
+    """
+
+    answers: tuple[PodAnswer, ...] = ()
+    generation: int = -1
+    split: Split | None = None
+    traffic: Mapping[str, int] | None = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSeen:
+    """Everything that is seen around a PolicyDeployment.
+
+    Attributes:
+        children: by kind and name, those that its label finds.
+        job: the RLTrainingJob of its source.
+        secrets: UID of each Secret that was looked for, None where it is not there.
+        memo: what the step before left; nothing is lost with it.
+        due_in: seconds until progress may be written again.
+
+    """
+
+    installation: Installation
+    config_map: Json | None = None
+    children: Mapping[Kind, Mapping[str, Json]] = field(default_factory=dict[Kind, Mapping[str, Json]])
+    pods: tuple[Json, ...] = ()
+    job: Json | None = None
+    secrets: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    heard: Heard = Heard()
+    memo: Memo = field(default_factory=Memo)
+    refused: str | None = None
+    due_in: float = 0.0
+
+    def of(self, kind: Kind) -> Mapping[str, Json]:
+        """Children of a kind."""
+        return self.children.get(kind, {})
+
+
+def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
+    """One step towards what the spec asks for."""
+    if is_deleting(obj):
+        return Plan()
+    try:
+        spec = PolicyDeploymentSpec.model_validate(spec_of(obj))
+    except ValidationError as error:
+        return _invalid(obj, error, now)
+    context = ServingContext.of(obj, spec, seen.installation)
+    live = {
+        labels_of(one).get(REVISION_LABEL, ""): one
+        for one in seen.of(DEPLOYMENT).values()
+        if is_owned_by(one, context.uid)
+    }
+    config_map = seen.config_map
+    if config_map is not None and not is_owned_by(config_map, context.uid):
+        config_map = None
+    book = read_book(config_map, live.values(), _selected(context, seen))
+    command = command_of(obj)
+    sourced = source_of(spec, seen.job)
+    is_promoting = (
+        command is not None
+        and command.verb == "promote"
+        and command.id != book.state.command
+        and book.state.trial is None
+    )
+    accepted = follow(spec, book, sourced.checkpoint, is_promoting)
+    source = context.revision_of(accepted) if accepted is not None else None
+    book = _learned(book, accepted, source, seen.heard.answers)
+    source = book.revisions.get(source.name) if source is not None else None
+
+    evidence, decisions = _judged(spec, book, seen, config_map, now)
+    demand = _demand(context, book, seen)
+    heard = seen.heard if seen.heard.generation == book.generation else Heard(seen.heard.answers)
+    look = Seen(
+        source=_wanted_arm(spec, book, source),
+        arms={arm: _arm(book, arm, one, seen.pods) for arm, one in live.items()},
+        demand=demand,
+        routed=book.routed.split,
+        split=heard.split,
+        traffic=heard.traffic,
+        decisions=decisions,
+        command=command,
+    )
+    wanted = machine.step(rules_of(spec), book.state, look, now)
+    pods = {arm: number for arm, number in wanted.replicas.items() if number and arm in book.revisions}
+    routes = routes_of(wanted.state, wanted.split, pods, book.revisions, context.url)
+    peak = demand if spec.autoscaling is not None else 0
+    noted = remember(book, wanted, decisions, {*live, *pods}, source, peak, now)
+    noted = noted.model_copy(
+        update={"generation": generation_of(book, _written(config_map), routes, heard.answers)}
+    )
+    memo = seen.memo.after(evidence, decisions, noted.state != book.state, now)
+    ledger = child(context, rollout_map(context, noted, routes, memo.stored), seen.config_map)
+    base = Plan(
+        secrets=_secrets(context, seen),
+        memo=memo,
+        requeue_after=LOOK_AGAIN if _is_moving(wanted.state, live, now) else None,
+    )
+    if ledger.apply is not None:
+        version = resource_version(config_map) if config_map is not None else None
+        return replace(
+            base,
+            apply=(replace(ledger.apply, version=version),),
+            occurrences=wanted.occurrences,
+            requeue_after=0.0,
+        )
+    steps = children(context, noted, wanted, pods, seen.children)
+    taken = [one.taken for one in (*steps, ledger) if one.taken is not None]
+    shown = Shown(
+        noted, wanted, decisions, sourced, demand, _problem(noted, seen, taken), heard.trouble, seen.pods
+    )
+    patch, due = soft_patch(
+        status_of(obj), serving_status(obj, context, shown, now), seen.due_in, PROGRESS_FIELDS
+    )
+    waits = [base.requeue_after, due, LOOK_FOR_SECRETS if _missing(noted, seen) else None]
+    return replace(
+        base,
+        apply=tuple(one.apply for one in steps if one.apply is not None),
+        delete=tuple(one.delete for one in steps if one.delete is not None),
+        status=patch,
+        requeue_after=min((wait for wait in waits if wait is not None), default=None),
+    )
+
+
+def command_of(obj: Json) -> Command | None:
+    """What a person asked for by annotation, `<verb>/<id>`; None for what is no command."""
+    text = annotations_of(obj).get(COMMAND_ANNOTATION, "")
+    verb, _, id_ = text.partition("/")
+    return Command(text, cast(Verb, verb)) if verb in get_args(Verb) and id_ else None
+
+
+def _selected(context: ServingContext, seen: ServingSeen) -> str | None:
+    """The arm that clients are sent to at this moment."""
+    live = seen.of(SERVICE).get(context.name)
+    if live is None or not is_owned_by(live, context.uid):
+        return None
+    return sub(live, "spec", "selector").get(REVISION_LABEL)
+
+
+def _learned(
+    book: Book, accepted: Checkpoint | None, source: Revision | None, answers: tuple[PodAnswer, ...]
+) -> Book:
+    """The book with the source's revision, and what servers call the policies that they answer with."""
+    revisions = dict(book.revisions)
+    if source is not None:
+        revisions.setdefault(source.name, source)
+    for answer in answers:
+        revision = revisions.get(answer.arm)
+        said = answer.stats.current if answer.stats is not None else None
+        if revision is not None and revision.policy is None and said:
+            revisions[answer.arm] = revision.model_copy(update={"policy": said})
+    return book.model_copy(update={"accepted": accepted, "revisions": revisions})
+
+
+def _wanted_arm(spec: PolicyDeploymentSpec, book: Book, source: Revision | None) -> str | None:
+    """What to serve; while the spec is paused nothing new begins."""
+    if spec.paused and book.state.trial is None and book.state.stable is not None:
+        return book.state.stable
+    return source.name if source is not None else None
+
+
+def _arm(book: Book, arm: str, live: Json, pods: tuple[Json, ...]) -> ArmSeen:
+    """An arm whose policy has no name yet has not been asked, and can't be sent anybody."""
+    revision = book.revisions.get(arm)
+    ready = sum(is_ready(pod) for pod in pods if labels_of(pod).get(REVISION_LABEL) == arm)
+    is_known = revision is not None and revision.policy is not None
+    return ArmSeen(spec_of(live).get("replicas", 1), ready if is_known else 0)
+
+
+def _demand(context: ServingContext, book: Book, seen: ServingSeen) -> int:
+    """Pods that the whole traffic needs: the autoscaler's number for what serves, where there is one, which
+    does not sink during a trial that takes a part of the traffic.
+    """
+    spec, stable = context.spec, book.state.stable
+    if spec.autoscaling is None:
+        return spec.replicas
+    scaler = seen.of(AUTOSCALER).get(context.arm_name(stable)) if stable is not None else None
+    desired = status_of(scaler).get("desiredReplicas") or 0
+    return min(spec.autoscaling.max_replicas, max(spec.replicas, desired, book.peak))
+
+
+def _judged(
+    spec: PolicyDeploymentSpec, book: Book, seen: ServingSeen, config_map: Json | None, now: datetime
+) -> tuple[Evidence | None, tuple[Decision, ...]]:
+    """The guards' verdicts on the present trial, and what is remembered of its traffic."""
+    trial = book.state.trial
+    if trial is None:
+        return None, ()
+    name = f"{trial.digest}/{book.state.attempts.get(trial.digest, 0)}"
+    mine = tuple(pod for pod in seen.pods if labels_of(pod).get(REVISION_LABEL) == trial.digest)
+    evidence, decisions = judge(
+        court_of(spec),
+        seen.memo.evidence or _stored(config_map),
+        name,
+        trial.digest,
+        book.state.stable,
+        seen.heard.answers,
+        _restarts(mine),
+        now,
+    )
+    broken = [end for end in terminations(mine, CONTAINER) if end.exit_code == ExitCode.CONFIG]
+    if broken:
+        decisions = (Decision("start", Verdict.FAIL, broken[-1].sentence), *decisions)
+    return evidence, decisions
+
+
+def _stored(config_map: Json | None) -> Evidence:
+    """The evidence that the ledger has kept; what can't be read is evidence lost, and no more."""
+    try:
+        return Evidence.model_validate_json(annotations_of(config_map or {}).get(EVIDENCE_ANNOTATION, ""))
+    except ValidationError:
+        return Evidence()
+
+
+def _restarts(pods: tuple[Json, ...]) -> int:
+    return sum(
+        seen.get("restartCount", 0) for pod in pods for seen in items(status_of(pod), "containerStatuses")
+    )
+
+
+def _written(config_map: Json | None) -> dict[str, Route]:
+    """The routes as they are in the cluster; what can't be read is written anew."""
+    found: dict[str, Route] = {}
+    for key, text in sub(config_map, "data").items():
+        arm = key.removesuffix(".json")
+        try:
+            found[arm] = Route.model_validate_json(text)
+        except ValidationError:
+            found[arm] = Route(salt="unreadable")
+    return found
+
+
+def _is_moving(state: Rollout, live: Mapping[str, Json], now: datetime) -> bool:
+    """Whether anything hangs on the clock, or on traffic."""
+    cools = parse_stamp(state.cooldown_until or "")
+    is_cooling = cools is not None and now < cools
+    return state.trial is not None or bool(live.keys() - {state.stable}) or is_cooling
+
+
+def _secrets(context: ServingContext, seen: ServingSeen) -> tuple[CreateAdminSecret, ...]:
+    if seen.secrets.get(context.admin_name) is not None:
+        return ()
+    name, labels = context.admin_name, context.labels()
+    return (CreateAdminSecret(context.namespace, name, context.uid, labels, context.owner),)
+
+
+def secrets_of(context: ServingContext, job: Json | None) -> list[str]:
+    """The Secrets that pods need: their token, and the credentials of the source's bucket."""
+    source = context.spec.source.checkpoint
+    reference = (
+        sub(spec_of(job), "checkpoint", "s3", "secretRef").get("name")
+        if source is None
+        else source.s3.secret_ref and source.s3.secret_ref.name
+    )
+    return [context.admin_name, *([reference] if isinstance(reference, str) else [])]
+
+
+def _missing(book: Book, seen: ServingSeen) -> str | None:
+    """A Secret with an arm's credentials that is not there."""
+    names = {revision.checkpoint.secret for revision in book.revisions.values()}
+    return next((name for name in sorted(name for name in names if name) if _is_gone(seen, name)), None)
+
+
+def _is_gone(seen: ServingSeen, secret: str) -> bool:
+    return secret in seen.secrets and seen.secrets[secret] is None
+
+
+def _problem(book: Book, seen: ServingSeen, taken: list[str]) -> Answer | None:
+    """What stands in the way and is no pod's doing."""
+    if taken:
+        name = ", ".join(taken)
+        return no("NameTaken", f"{name} exists and belongs to someone else: rename it, or this object.")
+    if seen.refused:
+        return no("Refused", seen.refused)
+    missing = _missing(book, seen)
+    return no("SecretNotFound", f"There is no Secret {missing} in this namespace.") if missing else None
+
+
+def _invalid(obj: Json, error: ValidationError, now: datetime) -> Plan:
+    """A spec that the installed CRD let through and this operator can't read: say so, touch nothing."""
+    sentences = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
+    generation = obj["metadata"].get("generation", 0)
+    live = status_of(obj)
+    before = {one.get("type"): one for one in items(live, "conditions")}
+    told = conditions(
+        live.get("conditions"), {"Progressing": no("InvalidSpec", "; ".join(sentences))}, generation, now
+    )
+    others = [one for kind, one in before.items() if kind != "Progressing"]
+    patch, _ = soft_patch(live, {**live, "conditions": [*told, *others]}, 0.0, ())
+    return Plan(status=patch)

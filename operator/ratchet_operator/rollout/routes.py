@@ -1,0 +1,82 @@
+"""From a split to the route that each arm's servers must have. Addresses are those of immutable Services."""
+
+from collections.abc import Callable, Collection, Mapping
+
+from ratchet.api.v1alpha1.serverstats import Route
+from ratchet_operator.rollout.revision import Revision
+from ratchet_operator.rollout.values import Rollout, Split
+
+
+def serving_arm(state: Rollout) -> str | None:
+    """The arm that the Service `<name>` selects: stable's, from the bake on the trial's.
+
+    Where a rollback waits for a pod of stable's, clients stay where somebody answers.
+    """
+    trial = state.trial
+    if trial is not None and (
+        state.stable is None or (trial.phase in ("Bake", "RollBack") and trial.weight >= 100)
+    ):
+        return trial.digest
+    return state.stable
+
+
+def routes_of(
+    state: Rollout,
+    split: Split,
+    arms: Collection[str],
+    revisions: Mapping[str, Revision],
+    url: Callable[[str], str],
+) -> dict[str, Route]:
+    """By arm, without a generation.
+
+    Args:
+        state: of the machine.
+        split: to be told.
+        arms: revisions that have, or are about to have, servers.
+        revisions: what each of them is.
+        url: of an arm's Service.
+
+    """
+    serving, trial = serving_arm(state), state.trial
+    routes: dict[str, Route] = {}
+    for arm in arms:
+        if arm == serving:
+            other = state.stable if trial is not None and arm == trial.digest else trial and trial.digest
+            routes[arm] = _to(other, split, revisions, url, _salt(state))
+        elif trial is not None and arm == trial.digest and trial.phase != "RollBack":
+            routes[arm] = Route()
+        elif serving is not None:
+            # Whoever still has a connection here is served by the arm that serves everybody else.
+            routes[arm] = Route(
+                canary=url(serving), weight=1.0, salt=_salt(state), digest=_policy(revisions, serving)
+            )
+        else:
+            routes[arm] = Route()
+    return routes
+
+
+def _to(
+    other: str | None,
+    split: Split,
+    revisions: Mapping[str, Revision],
+    url: Callable[[str], str],
+    salt: str,
+) -> Route:
+    """Of the arm that serves: a share to the other one, and the episodes that began there."""
+    policy = _policy(revisions, other)
+    if other is None or policy is None or other in split.evicted:
+        return Route()
+    copied = split.mirrored[1] / 100 if split.mirrored is not None and split.mirrored[0] == other else 0.0
+    share = split.weights.get(other, 0) / 100
+    return Route(canary=url(other), weight=share, salt=salt, digest=policy, mirror=copied)
+
+
+def _policy(revisions: Mapping[str, Revision], arm: str | None) -> str | None:
+    revision = revisions.get(arm or "")
+    return revision.policy if revision is not None else None
+
+
+def _salt(state: Rollout) -> str:
+    """The same for a whole trial."""
+    trial = state.trial
+    return f"{trial.digest}-{state.attempts.get(trial.digest, 0)}" if trial is not None else ""

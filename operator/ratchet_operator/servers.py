@@ -1,0 +1,193 @@
+"""Asks policy servers how they are, and gives them the routes that the cluster says they should have.
+
+One that can't be asked is a value (None), not an error. Nothing is decided here: which route an arm's servers
+must have is in the ConfigMap of their PolicyDeployment.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import aiohttp
+from pydantic import ValidationError
+
+from ratchet.api.v1alpha1.serverstats import Route, ServerStats
+from ratchet_operator.adminkey import AdminKey, NoAdminKeyError
+from ratchet_operator.build.serving import PORT, route_key
+from ratchet_operator.cache import Cache
+from ratchet_operator.kinds import (
+    CONFIG_MAP,
+    POD,
+    POLICY_DEPLOYMENT,
+    REVISION_LABEL,
+    SERVING_LABEL,
+    Json,
+    is_owned_by,
+    label_value,
+    labels_of,
+    status_of,
+    sub,
+    uid_of,
+)
+from ratchet_operator.policies.waiting import is_ready
+from ratchet_operator.reconcile.serving import Heard
+from ratchet_operator.rollout.book import Book, read_book
+from ratchet_operator.rollout.judging import PodAnswer
+from ratchet_operator.rollout.observed import Watch, observe
+
+log = logging.getLogger("ratchet.servers")
+
+TIMEOUT = aiohttp.ClientTimeout(total=1.0)
+AT_ONCE = 64
+LONGEST_ANSWER = 1 << 20  # bytes; sixteen policies with a thousand actions each take a tenth
+EVERY = 1.0  # seconds between two looks while something is on its way
+QUIET_EVERY = 10.0  # seconds between two looks else
+IDLE_SECONDS = 5.0  # without a request, after which an arm is left
+
+
+@dataclass(slots=True)
+class _Look:
+    """What is kept of one PolicyDeployment from look to look."""
+
+    heard: Heard = field(default_factory=Heard)
+    watch: Watch = field(default_factory=Watch)
+    at: float = float("-inf")
+
+
+class ServerWatch:
+    """The newest answers of every policy server.
+
+    Args:
+        changed: told the namespace and name of a PolicyDeployment whose servers were asked.
+
+    """
+
+    def __init__(self, cache: Cache, key: AdminKey, changed: Callable[[str, str], None]) -> None:
+        self._cache = cache
+        self._key = key
+        self._changed = changed
+        self._looks: dict[str, _Look] = {}
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._hurry = asyncio.Event()
+
+    def heard(self, uid: str) -> Heard:
+        """What the servers of the PolicyDeployment with a UID said."""
+        look = self._looks.get(uid)
+        return look.heard if look is not None else Heard()
+
+    def hurry(self) -> None:
+        """A route was written."""
+        self._hurry.set()
+
+    async def run(self) -> None:
+        """Ask for ever."""
+        async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+            while True:
+                self._hurry.clear()
+                serving = list(self._cache[POLICY_DEPLOYMENT])
+                for uid in self._looks.keys() - {uid_of(obj) for obj in serving}:
+                    del self._looks[uid]
+                await asyncio.gather(*(self._look(session, obj) for obj in serving))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), EVERY)
+
+    async def _look(self, session: aiohttp.ClientSession, obj: Json) -> None:
+        uid, namespace, name = uid_of(obj), obj["metadata"]["namespace"], obj["metadata"]["name"]
+        config_map = self._cache[CONFIG_MAP].get(namespace, f"{name}-rollout")
+        if config_map is None or not is_owned_by(config_map, uid):
+            return
+        look = self._looks.setdefault(uid, _Look())
+        book = read_book(config_map, (), None)
+        clock = asyncio.get_running_loop().time()
+        if not _is_moving(book, look.heard) and clock - look.at < QUIET_EVERY:
+            return
+        look.at = clock
+        routes = _routes(config_map)
+        pods = self._pods(namespace, name, uid)
+        said = await asyncio.gather(*(self._ask(session, uid, pod, routes) for pod in pods))
+        answers = tuple(answer for answer, _ in said)
+        split, trouble = book.routed.split, next((trouble for _, trouble in said if trouble), "")
+        if answers:
+            now = datetime.now(UTC)
+            look.watch, followed, traffic = observe(look.watch, split, routes, answers, now, IDLE_SECONDS)
+            look.heard = Heard(answers, book.generation, followed, traffic, trouble)
+        else:  # nobody is there who could be sent anywhere
+            look.heard = Heard((), book.generation, split, {}, trouble)
+        self._changed(namespace, name)
+
+    def _pods(self, namespace: str, name: str, uid: str) -> list[Json]:
+        """Those that a request can reach."""
+        found = self._cache[POD].labelled(namespace, SERVING_LABEL, label_value(name))
+        return [pod for pod in found if is_ready(pod) and status_of(pod).get("podIP")]
+
+    async def _ask(
+        self, session: aiohttp.ClientSession, owner: str, pod: Json, routes: Mapping[str, Route]
+    ) -> tuple[PodAnswer, str]:
+        """What a server says, once it was given its route where it had another; and why it took none."""
+        address, arm = status_of(pod)["podIP"], labels_of(pod).get(REVISION_LABEL, "")
+        base = f"http://[{address}]:{PORT}" if ":" in address else f"http://{address}:{PORT}"
+        route, trouble = routes.get(arm), ""
+        async with self._at_once:
+            stats = await _stats(session, base)
+            if stats is not None and route is not None and stats.route.generation < route.generation:
+                trouble = await self._order(session, base, owner, route)
+                if not trouble:
+                    stats = await _stats(session, base)
+        return PodAnswer(uid_of(pod), arm, stats), trouble
+
+    async def _order(self, session: aiohttp.ClientSession, base: str, owner: str, route: Route) -> str:
+        """Give a server its route; returns why it did not take it, in words."""
+        try:
+            wire = route.model_dump(by_alias=True, exclude_defaults=True)
+            headers = {"Authorization": f"Bearer {self._key.token(owner)}"}
+            async with session.put(
+                f"{base}/v1/route", json=wire, headers=headers, allow_redirects=False
+            ) as response:
+                if response.status == 200:
+                    return ""
+                if response.status in (401, 403):
+                    return "A server refuses the operator's token: delete the Secret …-admin and its pods."
+                said = (await response.content.read(500)).decode(errors="replace")
+                return f"A server refuses its route: {response.status} {said}"
+        except NoAdminKeyError as error:
+            return str(error)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return f"A server can't be given its route: {type(error).__name__}"
+
+
+def _is_moving(book: Book, heard: Heard) -> bool:
+    """Whether more than one arm lives, or what should be so was not observed yet."""
+    return (
+        book.state.trial is not None
+        or heard.generation != book.generation
+        or heard.split != book.routed.split
+        or any(heard.traffic is None or answer.arm != book.state.stable for answer in heard.answers)
+    )
+
+
+def _routes(config_map: Json) -> Mapping[str, Route]:
+    found: dict[str, Route] = {}
+    data = sub(config_map, "data")
+    for key in data:
+        arm = key.removesuffix(".json")
+        if key == route_key(arm):
+            with contextlib.suppress(ValidationError):
+                found[arm] = Route.model_validate_json(data[key])
+    return found
+
+
+async def _stats(session: aiohttp.ClientSession, base: str) -> ServerStats | None:
+    """A server's answer; None where it is none, or too long, for its image may be anybody's."""
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValidationError):
+        async with session.get(f"{base}/v1/stats", allow_redirects=False) as response:
+            if response.status != 200:
+                return None
+            try:
+                await response.content.readexactly(LONGEST_ANSWER + 1)
+            except asyncio.IncompleteReadError as end:
+                # What a newer server says beside it is passed over.
+                return ServerStats.model_validate_json(end.partial, extra="ignore")
+    return None

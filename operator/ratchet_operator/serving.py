@@ -1,0 +1,126 @@
+"""All that PolicyDeployments need of the process. numpy comes with it, which an operator of jobs alone
+does not hold.
+"""
+
+import asyncio
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from ratchet.api.v1alpha1 import PolicyDeploymentSpec
+from ratchet_operator.adminkey import AdminKey
+from ratchet_operator.apiserver import ApiServer
+from ratchet_operator.build.serving import ServingContext
+from ratchet_operator.cache import Cache
+from ratchet_operator.feed import Feed
+from ratchet_operator.kinds import (
+    AUTOSCALER,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    NETWORK_POLICY,
+    POD,
+    POLICY_DEPLOYMENT,
+    SERVICE,
+    SERVING_LABEL,
+    TRAINING_JOB,
+    Json,
+    Key,
+    label_value,
+    name_of,
+    spec_of,
+)
+from ratchet_operator.observe import Observer, SecretSightings
+from ratchet_operator.plan import Plan
+from ratchet_operator.policies.progress import seconds_until_due
+from ratchet_operator.policies.waiting import is_ready
+from ratchet_operator.reconcile.serving import ServingSeen, reconcile_serving, secrets_of
+from ratchet_operator.rollout.remembering import Memo
+from ratchet_operator.servers import ServerWatch
+from ratchet_operator.settings import Installation
+
+CHILDREN = (DEPLOYMENT, SERVICE, AUTOSCALER, DISRUPTION_BUDGET, NETWORK_POLICY)
+
+
+class Serving:
+    """Decides for PolicyDeployments, and asks their servers.
+
+    Args:
+        observer: knows what was refused, and when a status was written.
+        key: of the tokens that servers take orders by.
+
+    """
+
+    def __init__(
+        self,
+        api: ApiServer,
+        cache: Cache,
+        feed: Feed,
+        sightings: SecretSightings,
+        observer: Observer,
+        installation: Installation,
+        key: AdminKey,
+    ) -> None:
+        self._api = api
+        self._cache = cache
+        self._sightings = sightings
+        self._observer = observer
+        self._installation = installation
+        self._memos: dict[Key, Memo] = {}
+        self.servers = ServerWatch(cache, key, feed.servers_said)
+
+    def forget(self, key: Key) -> None:
+        """The object is gone."""
+        self._memos.pop(key, None)
+
+    async def decide(self, obj: Json, key: Key, now: datetime) -> Plan:
+        """One step."""
+        plan = reconcile_serving(obj, await self._seen(obj, key, now), now)
+        if isinstance(plan.memo, Memo):
+            self._memos[key] = plan.memo
+        return plan
+
+    async def _seen(self, obj: Json, key: Key, now: datetime) -> ServingSeen:
+        """What is seen around a PolicyDeployment."""
+        try:
+            spec = PolicyDeploymentSpec.model_validate(spec_of(obj))
+        except ValidationError:
+            return ServingSeen(self._installation)  # the step validates again, and says what is wrong
+        context = ServingContext.of(obj, spec, self._installation)
+        namespace, label = context.namespace, label_value(context.name)
+        pods = self._cache[POD].labelled(namespace, SERVING_LABEL, label)
+        job: Json | None = None
+        if spec.source.training_job is not None:
+            job = self._cache[TRAINING_JOB].get(namespace, spec.source.training_job.job_ref.name)
+        in_doubt = not all(is_ready(pod) for pod in pods)
+        names = secrets_of(context, job)
+        config_map, uids = await asyncio.gather(
+            self._config_map(context),
+            asyncio.gather(*(self._sightings.uid(namespace, name, None, in_doubt) for name in names)),
+        )
+        children = {
+            kind: {name_of(one): one for one in self._cache[kind].labelled(namespace, SERVING_LABEL, label)}
+            for kind in CHILDREN
+        }
+        written = self._observer.progress_written.get(key)
+        return ServingSeen(
+            installation=self._installation,
+            config_map=config_map,
+            children=children,
+            pods=tuple(pods),
+            job=job,
+            secrets=dict(zip(names, uids, strict=True)),
+            heard=self.servers.heard(context.uid),
+            memo=self._memos.get(key, Memo()),
+            refused=self._observer.refused.get(key),
+            due_in=seconds_until_due(written, len(self._cache[POLICY_DEPLOYMENT]), now),
+        )
+
+    async def _config_map(self, context: ServingContext) -> Json | None:
+        """The cached ConfigMap; where the cache has none, a look at the truth, since it holds the ledger."""
+        live = self._cache[CONFIG_MAP].get(context.namespace, context.config_name)
+        if live is None:
+            live = await self._api.get(CONFIG_MAP, context.namespace, context.config_name)
+            if live is not None:
+                self._cache[CONFIG_MAP].put(live)
+        return live
