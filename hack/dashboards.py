@@ -7,7 +7,7 @@ for all. Metrics of policy servers carry their pods' labels as Prometheus writes
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Panel:
-    """Queries by legend. Of kind `state` each series is a strip, coloured where its value is 1."""
+    """Queries by legend. Of kind `state` each series is a strip, coloured where its value is 1; `limit` is
+    drawn as a line.
+    """
 
     title: str
     queries: dict[str, str]
@@ -27,17 +29,21 @@ class Panel:
     unit: str = "none"
     kind: str = "timeseries"
     width: int = 8
+    limit: float | None = None
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """`of` is the metric whose label values the variables namespace and name take."""
+    """`of` is the metric whose label values the variables namespace and name take; `marks` are queries by
+    legend, whose every answer is marked on all panels.
+    """
 
     uid: str
     title: str
     words: str
     of: str
     rows: dict[str, list[Panel]]
+    marks: dict[str, str] = field(default_factory=dict[str, str])
 
 
 OBJECT = 'namespace="$namespace",name="$name"'
@@ -167,6 +173,7 @@ ROLLOUT = [
         {"{{guard}}": f"{rollout('guard_odds', 'guard')} / {rollout('guard_odds_needed', 'guard')}"},
         "Odds over what is needed: a guard fails at 1.",
         width=12,
+        limit=1,
     ),
     Panel(
         "Verdicts",
@@ -283,10 +290,11 @@ DASHBOARDS = (
         "Which policy serves, which is on trial, and what the evidence says.",
         "ratchet_rollout_phase",
         {"Rollout": ROLLOUT, "Traffic": TRAFFIC, "Capacity": CAPACITY},
+        {"{{outcome}}": f"{rollout('ended_timestamp_seconds', 'outcome')} > time() - 30"},
     ),
     Dashboard("ratchet-operator", "Ratchet / Operator", "Does the operator keep up?", "", {"Work": WORK}),
 )
-DATASOURCE: Json = {"type": "prometheus", "uid": "$datasource"}
+DATASOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
 KINDS = {"timeseries": "timeseries", "state": "state-timeline", "stat": "stat"}
 
 
@@ -323,6 +331,7 @@ def rendered(dashboard: Dashboard) -> Json:
         "graphTooltip": 1,
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
+        "annotations": {"list": [_mark(*mark) for mark in dashboard.marks.items()]},
         "templating": {"list": _variables(dashboard.of)},
         "panels": panels,
     }
@@ -336,6 +345,12 @@ def _panel(panel: Panel) -> Json:
         defaults |= {"color": {"mode": "thresholds"}, "thresholds": {"mode": "absolute", "steps": thresholds}}
     else:
         defaults |= {"min": 0} if panel.unit in ("reqps", "percentunit", "s", "bytes") else {}
+    if panel.limit is not None:
+        steps = [{"color": "green", "value": None}, {"color": "red", "value": panel.limit}]
+        defaults |= {
+            "thresholds": {"mode": "absolute", "steps": steps},
+            "custom": {"thresholdsStyle": {"mode": "line"}},
+        }
     return {
         "type": KINDS[panel.kind],
         "title": panel.title,
@@ -347,6 +362,18 @@ def _panel(panel: Panel) -> Json:
             {"refId": chr(ord("A") + number), "datasource": DATASOURCE, "expr": query, "legendFormat": legend}
             for number, (legend, query) in enumerate(panel.queries.items())
         ],
+    }
+
+
+def _mark(legend: str, query: str) -> Json:
+    return {
+        "name": "Trials that ended",
+        "datasource": DATASOURCE,
+        "enable": True,
+        "iconColor": "orange",
+        "expr": query,
+        "titleFormat": legend,
+        "step": "15s",
     }
 
 

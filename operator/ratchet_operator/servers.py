@@ -32,6 +32,7 @@ from ratchet_operator.kinds import (
     sub,
     uid_of,
 )
+from ratchet_operator.metrics import POLLS_FAILED
 from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.reconcile.serving import Heard
 from ratchet_operator.rollout.book import Book, read_book
@@ -136,6 +137,8 @@ class ServerWatch:
                 trouble = await self._order(session, base, owner, route)
                 if not trouble:
                     stats = await _stats(session, base)
+        if stats is None:
+            POLLS_FAILED.labels("server").inc()
         return PodAnswer(uid_of(pod), arm, stats), trouble
 
     async def _order(self, session: aiohttp.ClientSession, base: str, owner: str, route: Route) -> str:
