@@ -7,9 +7,9 @@ those went. So nothing is counted at both ends.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from ratchet.api.v1alpha1.base import ApiModel
 from ratchet.api.v1alpha1.serverstats import LATENCY_BOUNDS_SECONDS, ArmStats, ServerStats
 from ratchet.evidence import Cohort, Count, Episodes, Moments
 from ratchet.evidence.latency import added, edge_of
@@ -23,7 +23,8 @@ LARGEST_ACTIONS, WIDEST_ACTIONS = 32, 8
 COHORT_SECONDS = 60.0
 
 
-class Outcomes(ApiModel):
+@dataclass(frozen=True, slots=True)
+class Outcomes:
     """How answers went.
 
     Attributes:
@@ -44,7 +45,8 @@ class Outcomes(ApiModel):
         return Count(self.requests, bad * self.requests / self.rows if self.rows else 0)
 
 
-class Actions(ApiModel):
+@dataclass(frozen=True, slots=True)
+class Actions:
     """What was done: counts of discrete actions, or moments of continuous ones by component."""
 
     number: int = 0
@@ -58,7 +60,8 @@ class Actions(ApiModel):
         return tuple(Moments(self.number, mean, m2) for mean, m2 in zip(self.mean, self.m2, strict=True))
 
 
-class Counters(ApiModel):
+@dataclass(frozen=True, slots=True)
+class Counters:
     """Everything that one pod counted of a trial."""
 
     canary: Outcomes = Outcomes()
@@ -87,7 +90,8 @@ class Counters(ApiModel):
             return None
 
 
-class Known(ApiModel):
+@dataclass(frozen=True, slots=True)
+class Known:
     """What is remembered of a pod.
 
     Attributes:
@@ -124,7 +128,7 @@ def increment(
     if stats.incarnation == known.incarnation:
         if stats.uptime_seconds <= known.uptime:
             return None
-        seen = known.model_copy(update={"uptime": stats.uptime_seconds, "counters": counters})
+        seen = replace(known, uptime=stats.uptime_seconds, counters=counters)
         return seen, counters.since(known.counters) or Counters()
     if stats.incarnation == known.before:
         return None
@@ -162,12 +166,8 @@ def counters_of(
                 found = _with_theirs(found, tally, actions)
         elif tally.digest == stable:
             latency = _latency(tally, bounds)
-            found = found.model_copy(
-                update={
-                    "stable": _answered_here(tally),
-                    "stable_latency": latency,
-                    "stable_actions": actions,
-                }
+            found = replace(
+                found, stable=_answered_here(tally), stable_latency=latency, stable_actions=actions
             )
     return found
 
@@ -208,7 +208,7 @@ def cohorts_of(
     if not found:
         return known, []
     cohorts = [Cohort(int(start // COHORT_SECONDS), *found[start]) for start in sorted(found)]
-    return known.model_copy(update={"cohort": max(found)}), cohorts
+    return replace(known, cohort=max(found)), cohorts
 
 
 def decisions_per_episode(all_stats: Sequence[ServerStats]) -> float | None:
@@ -222,14 +222,15 @@ def decisions_per_episode(all_stats: Sequence[ServerStats]) -> float | None:
 
 def _with_own(found: Counters, tally: ArmStats, actions: Actions, bounds: Sequence[float]) -> Counters:
     """What the canary says of itself. What others asked of it on behalf of clients is counted there."""
-    update: dict[str, object] = {
-        "nan": found.nan + tally.nan_answers,
-        "masks": found.masks + tally.mask_violations,
-        "canary_latency": added(found.canary_latency, _latency(tally, bounds)),
-    }
-    if tally.arm == STABLE:
-        update |= {"canary": _answered_here(tally), "canary_actions": actions}
-    return found.model_copy(update=update)
+    is_direct = tally.arm == STABLE
+    return replace(
+        found,
+        nan=found.nan + tally.nan_answers,
+        masks=found.masks + tally.mask_violations,
+        canary_latency=added(found.canary_latency, _latency(tally, bounds)),
+        canary=_answered_here(tally) if is_direct else found.canary,
+        canary_actions=actions if is_direct else found.canary_actions,
+    )
 
 
 def _with_theirs(found: Counters, tally: ArmStats, actions: Actions) -> Counters:
@@ -243,13 +244,12 @@ def _with_theirs(found: Counters, tally: ArmStats, actions: Actions) -> Counters
         wrong=before.wrong + wrong,
         failed=before.failed + failed,
     )
-    return found.model_copy(
-        update={
-            "canary": outcomes,
-            "nan": found.nan + max(tally.nan_answers, tally.errors.get("canary-nan", 0)),
-            "masks": found.masks + max(tally.mask_violations, tally.errors.get("canary-mask-violation", 0)),
-            "canary_actions": _both(found.canary_actions, actions),
-        }
+    return replace(
+        found,
+        canary=outcomes,
+        nan=found.nan + max(tally.nan_answers, tally.errors.get("canary-nan", 0)),
+        masks=found.masks + max(tally.mask_violations, tally.errors.get("canary-mask-violation", 0)),
+        canary_actions=_both(found.canary_actions, actions),
     )
 
 
