@@ -9,6 +9,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+import uvloop
 from kubernetes.aio.leaderelection.electionconfig import Config
 
 from ratchet_operator import logs, transport
@@ -163,4 +164,4 @@ def main() -> None:
         print(f"ratchet-operator: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(BAD_SETTINGS)
     logs.configure(settings.log_level)
-    sys.exit(asyncio.run(serve(settings)))
+    sys.exit(uvloop.run(serve(settings)))

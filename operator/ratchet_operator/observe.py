@@ -32,7 +32,6 @@ from ratchet_operator.kinds import (
     label_value,
     name_of,
     namespace_of,
-    spec_of,
     status_of,
     sub,
     uid_of,
@@ -42,6 +41,7 @@ from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.reconcile.job import JobSeen, user_secrets
 from ratchet_operator.reconcile.pool import PoolSeen
 from ratchet_operator.settings import Installation
+from ratchet_operator.specs import parsed
 
 TRUST_IN_DOUBT = 10.0
 TRUST_ABSENT = 2.0
@@ -186,7 +186,7 @@ class Observer:
         """What is seen around a job."""
         bare = JobSeen(self._installation)
         try:
-            spec = RLTrainingJobSpec.model_validate(spec_of(job))
+            spec = parsed(RLTrainingJobSpec, job)
         except ValidationError:
             return bare
         context = JobContext.of(job, spec, self._installation)
@@ -223,10 +223,10 @@ class Observer:
         trainer: TrainerStatus | None = None
         pods = self._cache[POD].labelled(namespace, POOL_LABEL, label)
         try:
-            spec = RolloutPoolSpec.model_validate(spec_of(pool))
+            spec = parsed(RolloutPoolSpec, pool)
             job = self._cache[TRAINING_JOB].get(namespace, spec.training_job_ref.name)
             if job is not None:
-                job_spec = RLTrainingJobSpec.model_validate(spec_of(job))
+                job_spec = parsed(RLTrainingJobSpec, job)
                 context = JobContext.of(job, job_spec, self._installation)
                 in_doubt = not all(is_ready(pod) for pod in pods)
                 config_map, secrets = await asyncio.gather(

@@ -1,14 +1,15 @@
 """How often statuses are written: each at most every few seconds, and all together so many a second.
 
 Where many objects move at once, as in a burst, each waits for its turn, and then says what is true by that
-time: one write for a flock of changes. Where few move, nobody waits.
+time: one write for a flock of changes; and who had to wait comes back more and more rarely. Where few move,
+nobody waits.
 """
 
 from collections.abc import Callable
 
 from ratchet_operator.kinds import Key
 
-APART = 2.0  # seconds between two writes of one object's status
+APART, LONGEST_APART = 2.0, 16.0  # seconds between two writes of one object's status
 TOGETHER = 20.0  # writes a second of all objects
 
 
@@ -23,6 +24,8 @@ class Pace:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._written: dict[Key, float] = {}
+        self._apart: dict[Key, float] = {}
+        """Of who had to wait for his last turn."""
         self._turns: dict[Key, float] = {}
         self._free = float("-inf")
         """When the next turn that nobody has may begin."""
@@ -36,11 +39,15 @@ class Pace:
         now = self._clock()
         turn = self._turns.get(key)
         if turn is None:
-            earliest = self._written.get(key, float("-inf")) + APART
+            earliest = self._written.get(key, float("-inf")) + self._apart.get(key, APART)
             if now < earliest:
                 return earliest - now
             turn = self._turns[key] = max(now, self._free)
             self._free = turn + 1 / TOGETHER
+            if turn > now:
+                self._apart[key] = min(LONGEST_APART, 2 * self._apart.get(key, APART))
+            else:
+                self._apart.pop(key, None)
         return max(0.0, turn - now)
 
     def wrote(self, key: Key) -> None:
@@ -50,5 +57,5 @@ class Pace:
 
     def forget(self, key: Key) -> None:
         """The object is gone."""
-        self._turns.pop(key, None)
-        self._written.pop(key, None)
+        for of_key in (self._turns, self._written, self._apart):
+            of_key.pop(key, None)

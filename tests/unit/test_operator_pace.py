@@ -2,7 +2,7 @@
 
 import pytest
 from ratchet_operator.kinds import Key
-from ratchet_operator.pace import APART, TOGETHER, Pace
+from ratchet_operator.pace import APART, LONGEST_APART, TOGETHER, Pace
 
 
 def key(number: int) -> Key:
@@ -48,13 +48,19 @@ def test_of_many_each_gets_the_turn_that_it_was_told_however_often_it_asks():
     )
 
 
-def test_a_turn_that_was_used_is_over():
+def test_who_had_to_wait_comes_back_more_and_more_rarely_until_the_crowd_is_gone():
     clock = Clock()
     pace = Pace(clock)
-    for number in range(50):
-        pace.wait(key(number))
+    last = key(999)
+    apart: list[float] = []
+    for crowd in (50, 50, 50, 0):
+        for number in range(crowd):
+            pace.wait(key(number))
+        clock.now += pace.wait(last)
+        for number in range(crowd):
+            pace.wrote(key(number))
+        pace.wrote(last)
+        apart.append(pace.wait(last))
+        clock.now += LONGEST_APART
 
-    pace.wrote(key(0))
-    clock.now += APART
-
-    assert pace.wait(key(0)) == pytest.approx(50 / TOGETHER - APART)
+    assert apart == pytest.approx([2 * APART, 4 * APART, LONGEST_APART, APART])

@@ -4,6 +4,8 @@ from datetime import timedelta
 
 import pytest
 from ratchet_operator.kinds import ROLLOUT_POOL, TRAINING_JOB, WORKER_SET, name_of, spec_of, status_of, uid_of
+from ratchet_operator.reconcile.pool import PoolSeen, reconcile_pool
+from ratchet_operator.settings import Installation
 from world import World, condition, conditions, end_container, new_world
 
 
@@ -153,3 +155,20 @@ def test_workers_of_an_earlier_job_of_the_same_name_are_not_counted_in_the_pool_
     pool = world.get(ROLLOUT_POOL, "job-rollouts")
     assert conditions(pool) == {"Ready": "True"}
     assert [status_of(pool)[field] for field in ("replicas", "ready", "restarts")] == [2, 2, 0]
+
+
+def test_a_jobs_own_pool_goes_with_the_job_without_a_write_and_anybodys_other_says_what_it_lacks():
+    world = new_world()
+    world.settle()
+    pool = world.get(ROLLOUT_POOL, "job-rollouts")
+    assert pool is not None
+    workers = {name_of(obj): obj for obj in world.all(WORKER_SET)}
+    alone = PoolSeen(Installation(), job=None, worker_sets=workers)
+
+    assert reconcile_pool(pool, alone, world.now).writes == 0
+
+    orphan = {**pool, "metadata": {**pool["metadata"], "ownerReferences": []}}
+    plan = reconcile_pool(orphan, alone, world.now)
+    assert [delete.name for delete in plan.delete] == list(workers)
+    assert plan.status is not None
+    assert plan.status["conditions"][0]["reason"] == "JobNotFound"

@@ -50,6 +50,7 @@ from ratchet_operator.reconcile.history import (
 )
 from ratchet_operator.reconcile.jobstatus import Waiting, job_status, status_patch
 from ratchet_operator.settings import Installation
+from ratchet_operator.specs import parsed
 
 LOOK_FOR_SECRETS = 5.0  # seconds; Secrets can't be watched
 LOOK_FOR_ANSWERS = 1.0  # past its deadline a job only waits for the first round of asking trainers
@@ -92,7 +93,7 @@ def reconcile_job(job: Json, seen: JobSeen, now: datetime) -> Plan:
     if is_deleting(job):
         return Plan()
     try:
-        spec = RLTrainingJobSpec.model_validate(spec_of(job))
+        spec = parsed(RLTrainingJobSpec, job)
     except ValidationError as error:
         return _invalid(job, error, now)
     context = JobContext.of(job, spec, seen.installation)

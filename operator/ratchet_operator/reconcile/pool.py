@@ -21,6 +21,7 @@ from ratchet_operator.drift import stamped
 from ratchet_operator.kinds import (
     JOB_UID_LABEL,
     ROLLOUT_POOL,
+    TRAINING_JOB,
     WORKER_SET,
     Json,
     controller_of,
@@ -29,7 +30,6 @@ from ratchet_operator.kinds import (
     labels_of,
     meta,
     name_of,
-    spec_of,
     status_of,
     sub,
     uid_of,
@@ -42,6 +42,7 @@ from ratchet_operator.policies.waiting import alive, image_of, is_ready, why_not
 from ratchet_operator.reconcile.children import removals, step
 from ratchet_operator.reconcile.patching import soft_patch
 from ratchet_operator.settings import Installation
+from ratchet_operator.specs import parsed
 
 LOOK_FOR_SECRETS = 5.0  # seconds; Secrets can't be watched
 ALL_READY = yes("AllReady", "All workers are ready.")
@@ -94,13 +95,15 @@ def reconcile_pool(pool: Json, seen: PoolSeen, now: datetime) -> Plan:
     if is_deleting(pool):
         return Plan()
     try:
-        spec = RolloutPoolSpec.model_validate(spec_of(pool))
-        job_spec = RLTrainingJobSpec.model_validate(spec_of(seen.job)) if seen.job is not None else None
+        spec = parsed(RolloutPoolSpec, pool)
+        job_spec = parsed(RLTrainingJobSpec, seen.job) if seen.job is not None else None
     except ValidationError as error:
         pause = no("InvalidSpec", "; ".join(item["msg"] for item in error.errors()))
         return Plan(status=_status(pool, None, seen, _Workers(0, pause=pause), now)[0])
     uid = uid_of(pool)
     if seen.job is None or job_spec is None or is_deleting(seen.job):
+        if (controller_of(pool) or {}).get("kind") == TRAINING_JOB.kind:
+            return Plan()  # garbage collection takes the pool, and its workers with it
         pause = no(
             "JobNotFound", f"There is no RLTrainingJob {spec.training_job_ref.name} in this namespace."
         )
