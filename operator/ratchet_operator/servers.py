@@ -38,6 +38,7 @@ from ratchet_operator.reconcile.serving import Heard
 from ratchet_operator.rollout.book import Book, read_book
 from ratchet_operator.rollout.judging import PodAnswer
 from ratchet_operator.rollout.observed import Watch, observe
+from ratchet_operator.rollout.rates import rates
 
 log = logging.getLogger("ratchet.servers")
 
@@ -46,6 +47,7 @@ AT_ONCE = 64
 LONGEST_ANSWER = 1 << 20  # bytes; sixteen policies with a thousand actions each take a tenth
 EVERY = 1.0  # seconds between two looks while something is on its way
 QUIET_EVERY = 10.0  # seconds between two looks else
+RATE_SECONDS = 3.0  # over which requests a second are counted
 IDLE_SECONDS = 5.0  # without a request, after which an arm is left
 
 
@@ -56,6 +58,17 @@ class _Look:
     heard: Heard = field(default_factory=Heard)
     watch: Watch = field(default_factory=Watch)
     at: float = float("-inf")
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    counted: tuple[PodAnswer, ...] = ()
+    counted_at: float = float("-inf")
+
+    def count(self, answers: tuple[PodAnswer, ...], clock: float) -> None:
+        """Work out the rates, over some seconds each time."""
+        if (elapsed := clock - self.counted_at) < RATE_SECONDS:
+            return
+        if self.counted:
+            self.rates = rates(self.counted, answers, elapsed)
+        self.counted, self.counted_at = answers, clock
 
 
 class ServerWatch:
@@ -114,7 +127,8 @@ class ServerWatch:
         if answers:
             now = datetime.now(UTC)
             look.watch, followed, traffic = observe(look.watch, split, routes, answers, now, IDLE_SECONDS)
-            look.heard = Heard(answers, book.generation, followed, traffic, trouble)
+            look.count(answers, clock)
+            look.heard = Heard(answers, book.generation, followed, traffic, trouble, look.rates)
         else:  # nobody is there who could be sent anywhere
             look.heard = Heard((), book.generation, split, {}, trouble)
         self._changed(namespace, name)

@@ -70,6 +70,7 @@ class Heard:
         split: that all of them follow, None where they don't.
         traffic: by arm, for how long it is not idle yet; None where nobody can say.
         trouble: why a server did not take its route.
+        rates: requests a second by arm.
 
     """
 
@@ -78,6 +79,7 @@ class Heard:
     split: Split | None = None
     traffic: Mapping[str, int] | None = None
     trouble: str = ""
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,15 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     steps = children(context, noted, wanted, pods, seen.children)
     taken = [one.taken for one in (*steps, ledger) if one.taken is not None]
     shown = Shown(
-        noted, wanted, decisions, sourced, demand, _problem(noted, seen, taken), heard.trouble, seen.pods
+        noted,
+        wanted,
+        decisions,
+        sourced,
+        demand,
+        _problem(noted, seen, taken),
+        heard.trouble,
+        seen.pods,
+        seen.heard.rates,
     )
     patch, due = soft_patch(
         status_of(obj), serving_status(obj, context, shown, now), seen.due_in, PROGRESS_FIELDS

@@ -1,6 +1,6 @@
 """What the status of a PolicyDeployment says: who serves, what is tried and why."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -40,6 +40,7 @@ class Shown:
         demand: pods that the whole traffic needs.
         problem: what stands in the way and is no pod's doing.
         trouble: why a server did not take its route.
+        rates: requests a second by arm.
 
     """
 
@@ -51,6 +52,7 @@ class Shown:
     problem: Verdict | None
     trouble: str
     pods: tuple[Json, ...]
+    rates: Mapping[str, float]
 
     @property
     def state(self) -> Rollout:
@@ -131,6 +133,7 @@ def _arm(shown: Shown, arm: str | None) -> Arm | None:
         weight=shown.book.routed.weights.get(arm, 0),
         replicas=len(alive(pods)),
         ready=sum(is_ready(pod) for pod in pods),
+        requests_per_second=shown.rates.get(arm),
         lineage=where.lineage.model_copy(update={"image": image or revision.image}),
     )
 
