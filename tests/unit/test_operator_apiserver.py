@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+from ratchet_operator.adminkey import AdminKey
 from ratchet_operator.apiserver import PARTIAL, ApiError, ApiServer, Bucket
 from ratchet_operator.cache import Cache
 from ratchet_operator.controller import Controller
@@ -154,7 +155,7 @@ def executor(api: ApiServer) -> tuple[Executor, Cache, SecretSightings]:
     cache = Cache([TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT, DEPLOYMENT, SERVICE, CONFIG_MAP])
     sightings = SecretSightings(api)
     feed = Feed(cache, WorkQueue(time.monotonic))
-    return Executor(api, feed, sightings, "operator-1"), cache, sightings
+    return Executor(api, feed, sightings, "operator-1", AdminKey("")), cache, sightings
 
 
 def named(kind: Any, name: str) -> dict[str, Any]:
@@ -383,7 +384,7 @@ def test_a_secret_that_someone_else_made_is_said_and_does_not_stop_the_status():
         plan = Plan(secrets=(SECRET_PLAN,), status={"attempt": 1})
         refused = await execute.execute(KEY, JOB, plan, NOW)
 
-        assert refused == "Secret job-redis exists and belongs to someone else: rename it, or this job"
+        assert refused == "Secret job-redis exists and belongs to someone else: rename it, or its owner"
         assert fake.objects[SECRET.path("team", "job-redis")] == named(SECRET, "job-redis")
         assert fake.objects[TRAINING_JOB.path("team", "job")]["status"] == {"attempt": 1}
 
@@ -621,7 +622,7 @@ def test_the_bucket_lets_a_burst_through_and_then_keeps_the_rate():
 def test_an_operator_whose_leading_breaks_says_so_by_its_exit_code_and_gives_the_lease_back():
     async def scenario(fake: FakeServer, api: ApiServer) -> None:
         fake.lists = True
-        crds = [{"name": kind.plural} for kind in (TRAINING_JOB, ROLLOUT_POOL)]
+        crds = [{"name": kind.plural} for kind in (TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT)]
         fake.objects["/apis/ratchet.dev/v1alpha1"] = {"resources": crds}
         fake.objects["/apis"] = {"groups": "no list of groups"}  # kopf can't go on with that
         lease = LEASE.path("team", LEASE_NAME)
