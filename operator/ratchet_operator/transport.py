@@ -1,5 +1,6 @@
 """kopf, and nothing but: watches of our own kinds in, the feed out. No handler decides or writes anything."""
 
+import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -106,12 +107,14 @@ class Surviving:
         """One request of kopf's."""
         request.headers.update(await credentials(self._configuration))
         answer = await handler(request)
-        path, watches = request.url.path, request.url.query.get("watch") == "true"
-        anew = answer.status == 410
-        if anew:
+        path, watches, anew = request.url.path, request.url.query.get("watch") == "true", False
+        for wait in Unweary():
+            if answer.status != 410:
+                break
             answer.close()
+            await asyncio.sleep(wait)
             request.url = request.url.without_query_params("resourceVersion", "continue")
-            answer = await handler(request)
+            anew, answer = True, await handler(request)
         if not watches:
             self._listed.add(path)
         elif answer.status == 200 and (anew or path in self._listed):
