@@ -23,6 +23,7 @@ ADMIN_DIR = "/var/run/ratchet/admin"
 ROUTE_DIR = "/etc/ratchet/route"
 LEAVE_SECONDS = 5  # after SIGTERM: new requests are still answered until endpoints have forgotten the pod
 DRAIN_SECONDS = 20  # after that, for what was asked
+CANARY_MS = 250  # for the other arm to answer: what is merely slow is the latency guard's to judge
 SLACK_SECONDS = 5  # for the process itself
 
 
@@ -57,6 +58,7 @@ def server_deployment(context: ServingContext, revision: Revision, replicas: int
         "--admin-token-file": f"{ADMIN_DIR}/{TOKEN_KEY}",
         "--s3-endpoint": where.endpoint,
         "--s3-region": where.region,
+        "--canary-ms": str(CANARY_MS),
         "--drain-delay-seconds": str(LEAVE_SECONDS),
         "--drain-seconds": str(DRAIN_SECONDS),
     }

@@ -148,6 +148,7 @@ POLICY_DEPLOYMENT = Kind(
         Column("Ready", ".status.ready", "integer", 0, "Pods ready, of all arms."),
         Column("Trial", ".status.canary.name", "string", 0, "Digest of the policy on trial."),
         Column("Weight", ".status.canary.weight", "integer", 0, "Percent of new episodes on trial."),
+        Column("Phase", ".status.trial.phase", "string", 0, "Of the trial."),
         Column("Reason", '.status.conditions[?(@.type=="Progressing")].reason', "string"),
         AGE,
         Column("Strategy", ".spec.strategy.type", "string", 1),

@@ -307,16 +307,6 @@ class Autoscaling(ApiModel):
     )
 
 
-class Gateway(ApiModel):
-    """Split by an HTTPRoute of the Gateway API in place of the stable pods."""
-
-    http_route_ref: LocalReference = Field(description="Only the weights of our backendRefs are written.")
-
-
-class Traffic(ApiModel):
-    gateway: Gateway | None = None
-
-
 class Webhook(ApiModel):
     """Each verdict that acts is posted, as JSON that Slack takes."""
 
@@ -331,13 +321,9 @@ class PolicyDeploymentSpec(ApiModel):
         default=2, ge=1, le=1000, description="Pods that serve; at least, with autoscaling."
     )
     autoscaling: Autoscaling | None = None
-    scale_to_zero_after: Duration | None = Field(
-        default=None, description="Without a request for so long; the first one wakes it."
-    )
     server: PodFields = PodFields()
     strategy: Strategy = Strategy()
     guards: Guards = Guards()
-    traffic: Traffic = Traffic()
     webhook: Webhook | None = None
     paused: bool = False
 
@@ -346,11 +332,6 @@ class PolicyDeploymentSpec(ApiModel):
             "!has(self.autoscaling) || self.replicas <= self.autoscaling.maxReplicas",
             "autoscaling.maxReplicas is below replicas: write replicas <= autoscaling.maxReplicas",
             lambda self: self.autoscaling is None or self.replicas <= self.autoscaling.max_replicas,
-        ),
-        Rule(
-            "!(has(self.traffic.gateway) && self.strategy.type == 'Shadow')",
-            "an HTTPRoute's weights can't mirror: remove traffic.gateway, or write another strategy.type",
-            lambda self: self.traffic.gateway is None or self.strategy.type != "Shadow",
         ),
         Rule(
             "self.strategy.type != 'AB' || self.guards.episodeReturn.enabled",
