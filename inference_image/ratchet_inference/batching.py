@@ -16,6 +16,7 @@ import numpy as np
 from ratchet_inference.asking import Question
 from ratchet_inference.chain import Batch, Outcome, Step, answer
 from ratchet_inference.fitting import Fitting
+from ratchet_inference.pace import Pace
 from ratchet_inference.problems import Problem, bad_request, internal
 from ratchet_inference.remembering import Remembering
 from ratchet_inference.seams import Floats, Policy, Residents
@@ -70,8 +71,7 @@ class Answering:
         self._fittings: dict[str, Fitting] = {}
         self._waiting: list[Question] = []
         self._units = 0
-        self._first_seconds = 0.0
-        self._unit_seconds = 0.0
+        self.pace = Pace()
         self._began = 0.0
         self._prefix = os.urandom(6).hex() + "-"
         self._number = count()
@@ -89,7 +89,7 @@ class Answering:
         if not self._waiting:
             self._began = time.perf_counter()
             self._loop.call_soon(self._turn)
-        elif self._first_seconds + (self._units + units) * self._unit_seconds > self._settings.delay_seconds:
+        elif self.pace.seconds(self._units + units) > self._settings.delay_seconds:
             self._stats.shed += 1
             raise Problem(503, "overloaded", "the server is at its limit: ask again after Retry-After")
         self._waiting.append(question)
@@ -122,7 +122,7 @@ class Answering:
             for question in questions:
                 question.problem = internal()
                 _end(question)
-        self._measure(units, time.perf_counter() - self._began)
+        self.pace.measured(units, time.perf_counter() - self._began)
 
     def _answer_all(self, questions: list[Question]) -> None:
         current, previous = self._residents.current, self._residents.previous
@@ -142,20 +142,6 @@ class Answering:
             if pinned and previous:
                 self._answer_arms(pinned, self._step(None, previous), [self._step("current", current)])
             questions = later
-
-    def _measure(self, units: int, spent: float) -> None:
-        """Learns what a turn costs at all, and what each further unit adds.
-
-        One stall counts as twice the delay at most, so that it sheds nothing later. After shedding, turns
-        have one unit: these show that a unit costs no more than they do.
-        """
-        most = 2 * self._settings.delay_seconds
-        if units == 1:
-            self._first_seconds += 0.1 * (min(spent, most) - self._first_seconds)
-            self._unit_seconds = min(self._unit_seconds, spent)
-        else:
-            each = max(0.0, spent - self._first_seconds) / (units - 1)
-            self._unit_seconds += 0.1 * (min(each, most) - self._unit_seconds)
 
     def _sort(
         self,
