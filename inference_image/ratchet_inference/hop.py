@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from functools import partial
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -11,6 +12,8 @@ LARGEST_ANSWER = 16 << 20
 BUSY = "canary-busy"
 BREAKER_OPEN = "breaker-open"
 MISDIRECTED = 421  # what a policy of other spaces answers
+# After which a connection, or an answer, that a question could not wait for is given up.
+LATE_SECONDS = 5.0
 
 
 class HopError(Exception):
@@ -114,6 +117,7 @@ class Hop:
         self._most = most
         self._busy = 0
         self._idle: list[_Line] = []
+        self._connecting: set[asyncio.Task[_Line]] = set()
 
     @property
     def full(self) -> bool:
@@ -135,29 +139,22 @@ class Hop:
         if self.full:
             raise HopError(BUSY)
         self._busy += 1
-        line: _Line | None = None
+        request = b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (self._head, spaces.encode(), len(body), body)
         try:
             async with asyncio.timeout(seconds):
-                while self._idle and not (line := self._idle.pop()).open:
-                    line = None
-                request = b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (
-                    self._head,
-                    spaces.encode(),
-                    len(body),
-                    body,
-                )
-                if line is not None:
+                while self._idle:
+                    line = self._idle.pop()
+                    if not line.open:
+                        continue
                     try:
-                        return self._used(line, *await line.ask(request))
+                        return await self._over(line, request)
                     except HopError as error:
                         # Closed by the other side while it was idle, perhaps: once more on a new one.
                         if error.reason != "canary-unreachable":
                             raise
-                line = await self._connect()
-                return self._used(line, *await line.ask(request))
+                        break
+                return await self._over(await self._connection(), request)
         except TimeoutError as error:
-            if line is not None:
-                line.close()
             raise HopError("canary-timeout") from error
         except OSError as error:
             raise HopError("canary-unreachable") from error
@@ -171,17 +168,51 @@ class Hop:
             line.close()
         self._idle.clear()
 
+    async def _over(self, line: _Line, request: bytes) -> bytes:
+        answer = line.ask(request)
+        try:
+            status, body = await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            # Too late for this question. The connection is as good as another: it waits for the next one.
+            giving_up = asyncio.get_running_loop().call_later(LATE_SECONDS, line.close)
+            answer.add_done_callback(partial(self._answered_late, line, giving_up))
+            raise
+        self._keep(line)
+        if status != 200:
+            raise HopError("canary-spaces" if status == MISDIRECTED else "canary-error")
+        return body
+
+    def _answered_late(
+        self, line: _Line, giving_up: asyncio.TimerHandle, answer: asyncio.Future[tuple[int, bytes]]
+    ) -> None:
+        giving_up.cancel()
+        if answer.exception() is None:
+            self._keep(line)
+
+    async def _connection(self) -> _Line:
+        """A new one. To look up a name may take longer than a question can wait: the next one has it then."""
+        connecting = asyncio.get_running_loop().create_task(self._connect())
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._connected_late)
+            raise
+
+    def _connected_late(self, connecting: asyncio.Task[_Line]) -> None:
+        self._connecting.discard(connecting)
+        if connecting.exception() is None:
+            self._keep(connecting.result())
+
     async def _connect(self) -> _Line:
         loop = asyncio.get_running_loop()
-        _, line = await loop.create_connection(_Line, self._host, self._port, ssl=self._tls)
+        async with asyncio.timeout(LATE_SECONDS):
+            _, line = await loop.create_connection(_Line, self._host, self._port, ssl=self._tls)
         return line
 
-    def _used(self, line: _Line, status: int, body: bytes) -> bytes:
+    def _keep(self, line: _Line) -> None:
         line.answer = None
         if line.open and self._most:
             self._idle.append(line)
         elif line.open:
             line.close()
-        if status != 200:
-            raise HopError("canary-spaces" if status == MISDIRECTED else "canary-error")
-        return body
