@@ -21,7 +21,7 @@ class Pace:
         return self._first + units * self._unit
 
     def measured(self, units: int, seconds: float) -> None:
-        """Learns from a turn: it shows its own kind of cost, and that the other one is no more than the whole."""
+        """Learns from a turn: its own kind of cost, and that the other one is no more than the whole."""
         if units == 1:
             self._first += 0.1 * (min(seconds, self._last_first) - self._first)
             self._last_first = seconds
