@@ -199,7 +199,8 @@ def _take(
                 del pods[gone]
                 complete_since = at
         counters = counters_of(stats, theirs, ours, is_canary=is_canary, has_actions=has_actions)
-        is_new = stats.uptime_seconds < at - complete_since
+        # What made room in this very look is not there, so it is not this one.
+        is_new = stats.uptime_seconds < at - evidence.complete_since
         found = increment(known, answer.arm, stats, counters, is_new=is_new)
         if found is None:
             continue
