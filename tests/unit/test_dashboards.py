@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -40,6 +41,8 @@ from ratchet_trainer.web import serve
 from redisserver import free_port
 from test_operator_series import JOB, TRYING, cached
 from test_trainer_process import TRAINING
+
+from ratchet.api.v1alpha1.policydeployment import DecisionRecord, PastTrial
 
 NAMESPACE, DEPLOYMENT, TRAINED = "team", "cartpole", "job"
 CASES = ROOT / "tests" / "data" / "alerts" / "ratchet.yaml"
@@ -216,6 +219,18 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do():
         assert rule["labels"]["severity"] in ("critical", "warning"), rule["alert"]
         assert rule["annotations"].keys() == {"summary", "runbook"}, rule["alert"]
         assert len(rule["annotations"]["runbook"]) > 80, rule["alert"]
+
+
+def test_alerts_know_conditions_guards_and_reasons_by_the_names_that_the_operator_gives():
+    """A reason that was renamed would wake somebody for a rollout that only waits as it was told to."""
+    sources = (ROOT / "operator" / "ratchet_operator").rglob("*.py")
+    words = set(re.findall(r'"(\w+)"', "".join(path.read_text() for path in sources)))
+    words |= {*get_args(PastTrial.model_fields["outcome"].annotation)}
+    words |= {*get_args(DecisionRecord.model_fields["verdict"].annotation)}
+    for rule in alerts():
+        matchers = re.findall(r'\b(?:condition|reason|outcome|verdict)!?=~?"([^"]+)"', rule["expr"])
+        named = {word for matcher in matchers for word in matcher.split("|")}
+        assert named <= words, rule["alert"]
 
 
 def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path):
