@@ -43,9 +43,11 @@ from test_operator_series import JOB, TRYING, cached
 from test_trainer_process import TRAINING
 
 from ratchet.api.v1alpha1.policydeployment import DecisionRecord, PastTrial
+from ratchet.api.v1alpha1.trainingjob import EvaluationResult, Evaluations
 
 NAMESPACE, DEPLOYMENT, TRAINED = "team", "cartpole", "job"
 CASES = ROOT / "tests" / "data" / "alerts" / "ratchet.yaml"
+NOON = "2026-01-01T12:00:00Z"
 OBSERVATION = [0.1, -0.2, 0.3, 0.4]
 
 
@@ -75,7 +77,10 @@ def trainers_page() -> Iterator[int]:
     progress = TRAINING.progress.model_copy(
         update={"learner_busy": 0.5, "policy_lag": 0.5, "mean_length": 9.0}
     )
-    status = TRAINING.model_copy(update={"progress": progress})
+    measured = EvaluationResult(
+        steps=640, policy_version=5, episodes=2, mean_return=9.0, std_return=1.0, mean_length=9.0, time=NOON
+    )
+    status = TRAINING.model_copy(update={"progress": progress, "evaluation": Evaluations(latest=measured)})
     metrics.show(status, UpdateMetrics(*[0.1] * 9, epochs=1))
     server = serve(Board(status), metrics.registry, 0)
     try:

@@ -354,6 +354,7 @@ def test_metrics_can_be_parsed_and_counters_count_once(ask: Callable[[str], tupl
     assert steps.labels == {"namespace": "default", "job_name": "cartpole"}
     assert families["ratchet_trainer_episode_return_mean"].samples[0].value == 21.5
     assert families["ratchet_trainer_workers"].samples[0].value == 3
+    assert families["ratchet_trainer_evaluation_return_mean"].samples == []  # there was none yet
 
 
 def test_probes_tell_starting_from_ready_and_alive_from_stuck(

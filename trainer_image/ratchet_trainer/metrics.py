@@ -38,15 +38,14 @@ _COUNTERS = {
 
 
 class Metrics:
-    """All under `ratchet_trainer_`, with the job as labels."""
+    """All under `ratchet_trainer_`, with the job as labels. A gauge has a series once it is known."""
 
     def __init__(self, namespace: str, job: str) -> None:
         self.registry = CollectorRegistry()
         labels = {"namespace": namespace, "job_name": job}
+        self._labels = labels
         self._gauges = {
-            name: Gauge(f"ratchet_trainer_{name}", text, list(labels), registry=self.registry).labels(
-                **labels
-            )
+            name: Gauge(f"ratchet_trainer_{name}", text, list(labels), registry=self.registry)
             for name, text in _GAUGES.items()
         }
         self._counters = {
@@ -84,7 +83,7 @@ class Metrics:
             }
         known = {name: float(value) for name, value in found.items() if value is not None}
         for name, value in known.items():
-            self._gauges[name].set(value)
+            self._gauges[name].labels(**self._labels).set(value)
         for name in _COUNTERS:
             now = int(getattr(progress, name))
             self._counters[name].inc(max(0, now - self._counted[name]))
