@@ -8,10 +8,15 @@ VARIABLE = "RATCHET_TERMINATION_LOG"
 LONGEST_BYTES = 4096  # of what Kubernetes keeps
 
 
-def leave(environment: Mapping[str, str], code: int, message: str, log: logging.Logger) -> int:
-    """Writes the message where RATCHET_TERMINATION_LOG says, and to the log; the exit code."""
+def leave(
+    environment: Mapping[str, str], code: int, message: str, log: logging.Logger, before: str = ""
+) -> int:
+    """Writes the message where RATCHET_TERMINATION_LOG says, and to the log; the exit code. What stands
+    `before` it, in a line of its own, is for programs, and left out where Kubernetes would not keep both.
+    """
     log.error(message, extra={"fields": {"exitCode": int(code)}})
-    write_last_words(environment, message, log)
+    both = f"{before}\n{message}"
+    write_last_words(environment, both if before and fits(both) else message, log)
     return int(code)
 
 

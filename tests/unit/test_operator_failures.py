@@ -259,6 +259,27 @@ def test_a_trainer_that_ended_with_0_and_left_no_result_of_this_job_goes_on(word
     assert status_of(world.get(TRAINING_JOB, "job"))["failuresCounted"] == 0
 
 
+def test_what_a_trainer_stored_after_it_was_asked_last_and_before_it_diverged_is_in_the_status():
+    world = new_world()
+    world.steps = 320
+    world.settle()
+    asked = world.get(TRAINING_JOB, "job")
+    assert asked is not None
+    world.steps = 640
+    last = world.trainer_status(asked).model_dump_json(by_alias=True, exclude_none=True)
+    world.steps = 320
+    (pod,) = world.pods_of("job-trainer")
+
+    end_container(pod, 12, f"{last}\nthe reward is not finite", reason="Error")
+    world.operate()
+    world.operate()
+
+    job = world.get(TRAINING_JOB, "job")
+    failed = condition(job, "Failed")
+    assert (failed["reason"], failed["message"]) == ("Diverged", "the reward is not finite")
+    assert status_of(job)["progress"]["steps"] == 640
+
+
 def test_a_trainer_that_passed_over_a_broken_checkpoint_is_told_of_once():
     world = new_world()
     world.passed_over = ["000000000640-1-2 has a damaged state (7 of 9 bytes)"]

@@ -194,7 +194,11 @@ def test_nan_in_the_loss_ends_it_with_12_and_the_last_good_checkpoint_stays(trai
     code, last_words = training.end(lambda: float("nan") if training.store.names() else 1.0)
 
     assert code == 12
-    assert "reward" in last_words
+    status, sentence = last_words.splitlines()
+    assert "reward" in sentence
+    stored = TrainerStatus.model_validate_json(status).checkpoints.latest
+    assert stored is not None
+    assert stored.name == training.store.names()[-1], "nobody asked between this checkpoint and the end"
     kept = training.store.newest()
     assert kept is not None
     assert kept.passed_over == ()

@@ -121,6 +121,10 @@ class Learner:
         except RedisUnreachable:
             self._storing.before_the_end(self._intake.steps, self._version)
             raise
+        except Diverged:
+            self._storing.wait()  # what is on its way was good
+            self._pin(force=True)
+            raise
         if self._finished is not None:
             return
         self._storing.before_the_end(self._intake.steps, self._version)

@@ -81,9 +81,24 @@ def main() -> None:
 
 def run(environment: Mapping[str, str], stop: threading.Event) -> int:
     """Trains until asked to end; the exit code. The last words go where RATCHET_TERMINATION_LOG says."""
+    said = ""
     try:
-        board = _train(read_settings(environment), environment, stop)
-        _leave_result(environment, board.status)
+        settings = read_settings(environment)
+        board = Board(
+            TrainerStatus(
+                uid=settings.config.uid,
+                attempt=settings.attempt,
+                epoch=0,
+                state="Starting",
+                device=settings.device,
+            )
+        )
+        try:
+            _train(settings, environment, stop, board)
+        finally:
+            said = _last_status(board.status)
+        if board.status.state == "Finished":
+            write_last_words(environment, said, log)
     except Interrupted:
         log.info("ends as asked, with nothing to save")
     except (InvalidConfiguration, InvalidRedisUrl) as error:
@@ -91,7 +106,7 @@ def run(environment: Mapping[str, str], stop: threading.Event) -> int:
     except (StorageDenied, StorageUnavailable) as error:
         return leave(environment, ExitCode.STORAGE, str(error), log)
     except Diverged as error:
-        return leave(environment, ExitCode.DIVERGED, str(error), log)
+        return leave(environment, ExitCode.DIVERGED, str(error), log, before=said)
     except RedisUnreachable as error:
         return leave(environment, ExitCode.REDIS, str(error), log)
     except (Fenced, Superseded) as error:
@@ -104,13 +119,8 @@ def run(environment: Mapping[str, str], stop: threading.Event) -> int:
     return 0
 
 
-def _train(settings: Settings, environment: Mapping[str, str], stop: threading.Event) -> Board:
+def _train(settings: Settings, environment: Mapping[str, str], stop: threading.Event, board: Board) -> None:
     config = settings.config
-    board = Board(
-        TrainerStatus(
-            uid=config.uid, attempt=settings.attempt, epoch=0, state="Starting", device=settings.device
-        )
-    )
     metrics = Metrics(config.namespace, config.name)
     serve(board, metrics.registry, settings.port)
     heavy = _in_background(_import_heavy)
@@ -235,7 +245,7 @@ def _spaces(channel: LearnerChannel, stop: threading.Event, board: Board) -> Env
     return found
 
 
-def _serve_until_heard(stop: threading.Event, board: Board) -> Board:
+def _serve_until_heard(stop: threading.Event, board: Board) -> None:
     """A finished trainer goes on saying so until the operator, which has heard it, takes it away. One that
     nobody asks ends: then its last words must be enough.
     """
@@ -245,17 +255,14 @@ def _serve_until_heard(stop: threading.Event, board: Board) -> Board:
         if min(board.seconds_unasked, time.monotonic() - finished) >= UNHEARD_SECONDS:
             log.info("ends, for nobody asks how it went")
             break
-    return board
 
 
-def _leave_result(environment: Mapping[str, str], status: TrainerStatus) -> None:
-    """A finished trainer's last words are its status, without what is too long for them."""
-    if status.state != "Finished":
-        return
+def _last_status(status: TrainerStatus) -> str:
+    """A status as last words, without what is too long for them."""
     status = status.model_copy(update={"pools": {}})
     bare = status.model_copy(update={"progress": status.progress.model_copy(update={"curve": []})})
     texts = [one.model_dump_json(by_alias=True, exclude_none=True) for one in (status, bare)]
-    write_last_words(environment, next((text for text in texts if fits(text)), texts[-1]), log)
+    return next((text for text in texts if fits(text)), texts[-1])
 
 
 def _lineage(settings: Settings, parent: str | None) -> Lineage:

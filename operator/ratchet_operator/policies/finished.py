@@ -40,18 +40,30 @@ def seconds_to_deadline(ledger: Ledger, stop: Stop, now: datetime) -> float | No
     return max(0.0, seconds(stop.max_duration) + GRACE_SECONDS - (now - since).total_seconds())
 
 
-def last_word(pods: tuple[Json, ...], uid: str) -> TrainerStatus | None:
-    """What a finished trainer left in its termination message: it counts where it could not be asked."""
+def last_word(pods: tuple[Json, ...], uid: str, answer: TrainerStatus | None) -> TrainerStatus | None:
+    """How the trainer was when it ended, by its termination message, or its `answer` where that is later:
+    it may have finished, or stored a checkpoint, since it was asked. One that failed writes its status in a
+    line of its own, before the sentence.
+    """
+    latest = answer
     for pod in pods:
         for seen in items(status_of(pod), "containerStatuses"):
             for state in ("state", "lastState"):
                 ended = sub(seen, state, "terminated")
-                if seen.get("name") != CONTAINER or ended.get("exitCode") != 0:
+                message = str(ended.get("message") or "")
+                if seen.get("name") != CONTAINER or not message:
                     continue
                 try:
-                    said = TrainerStatus.model_validate_json(ended.get("message", ""))
+                    said = TrainerStatus.model_validate_json(message.partition("\n")[0])
                 except ValidationError:
                     continue
-                if said.uid == uid and said.state == "Finished":
-                    return said
-    return None
+                finished = said.state == "Finished"
+                if said.uid == uid and finished == (ended.get("exitCode") == 0) and _later(said, latest):
+                    latest = said
+    return latest
+
+
+def _later(one: TrainerStatus, other: TrainerStatus | None) -> bool:
+    if other is None or (one.state == "Finished") != (other.state == "Finished"):
+        return other is None or one.state == "Finished"
+    return (one.epoch, one.progress.steps) >= (other.epoch, other.progress.steps)

@@ -34,7 +34,6 @@ from ratchet_operator.ledger import Ledger, read_ledger
 from ratchet_operator.plan import Apply, CreateRedisSecret, Delete, Occurrence, Plan
 from ratchet_operator.policies.device import DeviceChoice, choose_device
 from ratchet_operator.policies.finished import (
-    finished_reason,
     last_word,
     seconds_to_deadline,
     seconds_to_live,
@@ -99,8 +98,7 @@ def reconcile_job(job: Json, seen: JobSeen, now: datetime) -> Plan:
     context = JobContext.of(job, spec, seen.installation)
     pods = tuple(pod for pod in seen.pods if labels_of(pod).get(JOB_UID_LABEL) == context.uid)
     trainer = seen.trainer if seen.trainer is not None and seen.trainer.uid == context.uid else None
-    if finished_reason(trainer) is None:
-        trainer = last_word(component_pods(pods, "trainer"), context.uid) or trainer
+    trainer = last_word(component_pods(pods, "trainer"), context.uid, trainer)
     mine = replace(seen, trainer=trainer, config_map=_mine(seen.config_map, context.uid), pods=pods)
 
     live_trainer = _mine(mine.deployments.get(context.trainer_name), context.uid)
