@@ -204,6 +204,7 @@ class Controller:
         refused = await self._executor.execute(key, obj, plan, now) or refused
         if kind is POLICY_DEPLOYMENT and any(apply.kind is CONFIG_MAP for apply in plan.apply):
             self._serving.servers.hurry()
+            self._serving.tell(obj, plan)
         if plan.status is not None:
             self._observer.progress_written[key] = now
             self._pace.wrote(key)

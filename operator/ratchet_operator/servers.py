@@ -34,6 +34,7 @@ from ratchet_operator.kinds import (
 )
 from ratchet_operator.metrics import POLLS_FAILED
 from ratchet_operator.policies.waiting import is_ready
+from ratchet_operator.queries import Queries
 from ratchet_operator.reconcile.serving import Heard
 from ratchet_operator.rollout.book import Book, read_book
 from ratchet_operator.rollout.judging import PodAnswer
@@ -84,6 +85,7 @@ class ServerWatch:
         self._key = key
         self._changed = changed
         self._looks: dict[str, _Look] = {}
+        self._queries = Queries()
         self._at_once = asyncio.Semaphore(AT_ONCE)
         self._hurry = asyncio.Event()
 
@@ -104,6 +106,7 @@ class ServerWatch:
                 serving = list(self._cache[POLICY_DEPLOYMENT])
                 for uid in self._looks.keys() - {uid_of(obj) for obj in serving}:
                     del self._looks[uid]
+                    self._queries.forget(uid)
                 await asyncio.gather(*(self._look(session, obj) for obj in serving))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), EVERY)
@@ -124,13 +127,15 @@ class ServerWatch:
         said = await asyncio.gather(*(self._ask(session, uid, pod, routes) for pod in pods))
         answers = tuple(answer for answer, _ in said)
         split, trouble = book.routed.split, next((trouble for _, trouble in said if trouble), "")
+        trial = book.state.trial
+        queries = self._queries.found(session, obj, trial.digest if trial is not None else None)
         if answers:
             now = datetime.now(UTC)
             look.watch, followed, traffic = observe(look.watch, split, routes, answers, now, IDLE_SECONDS)
             look.count(answers, clock)
-            look.heard = Heard(answers, book.generation, followed, traffic, trouble, look.rates)
+            look.heard = Heard(answers, book.generation, followed, traffic, trouble, queries, look.rates)
         else:  # nobody is there who could be sent anywhere
-            look.heard = Heard((), book.generation, split, {}, trouble)
+            look.heard = Heard((), book.generation, split, {}, trouble, queries=queries)
         self._changed(namespace, name)
 
     def _pods(self, namespace: str, name: str, uid: str) -> list[Json]:

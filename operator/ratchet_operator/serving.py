@@ -3,13 +3,16 @@ does not hold.
 """
 
 import asyncio
+import base64
+import logging
 from datetime import datetime
 
+import aiohttp
 from pydantic import ValidationError
 
 from ratchet.api.v1alpha1 import PolicyDeploymentSpec
 from ratchet_operator.adminkey import AdminKey
-from ratchet_operator.apiserver import ApiServer
+from ratchet_operator.apiserver import ApiError, ApiServer
 from ratchet_operator.build.serving import ServingContext
 from ratchet_operator.cache import Cache
 from ratchet_operator.feed import Feed
@@ -21,6 +24,7 @@ from ratchet_operator.kinds import (
     NETWORK_POLICY,
     POD,
     POLICY_DEPLOYMENT,
+    SECRET,
     SERVICE,
     SERVING_LABEL,
     TRAINING_JOB,
@@ -28,17 +32,24 @@ from ratchet_operator.kinds import (
     Key,
     label_value,
     name_of,
+    namespace_of,
     spec_of,
+    sub,
+    uid_of,
 )
 from ratchet_operator.observe import Observer, SecretSightings
-from ratchet_operator.plan import Plan
+from ratchet_operator.plan import Occurrence, Plan
 from ratchet_operator.policies.progress import seconds_until_due
 from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.reconcile.serving import ServingSeen, reconcile_serving, secrets_of
 from ratchet_operator.rollout.remembering import Memo
 from ratchet_operator.servers import ServerWatch
 from ratchet_operator.settings import Installation
+from ratchet_operator.webhook import Webhook, message_of
 
+log = logging.getLogger("ratchet.serving")
+
+LOUD = frozenset({"Promoted", "TrialStarted"})
 CHILDREN = (DEPLOYMENT, SERVICE, AUTOSCALER, DISRUPTION_BUDGET, NETWORK_POLICY)
 
 
@@ -68,6 +79,7 @@ class Serving:
         self._installation = installation
         self._memos: dict[Key, Memo] = {}
         self.servers = ServerWatch(cache, key, feed.servers_said)
+        self._telling: set[asyncio.Task[None]] = set()
 
     def forget(self, key: Key) -> None:
         """The object is gone."""
@@ -79,6 +91,32 @@ class Serving:
         if isinstance(plan.memo, Memo):
             self._memos[key] = plan.memo
         return plan
+
+    def tell(self, obj: Json, plan: Plan) -> None:
+        """Post what people want to hear of, where the spec says where to; nobody waits for it."""
+        webhook = sub(obj, "spec", "webhook", "secretRef").get("name")
+        loud = [one for one in plan.occurrences if one.reason.startswith("RollBack") or one.reason in LOUD]
+        if not webhook or not loud:
+            return
+        task = asyncio.create_task(self._post(obj, str(webhook), loud))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _post(self, obj: Json, secret: str, loud: list[Occurrence]) -> None:
+        namespace = namespace_of(obj)
+        subject = f"{namespace}/{name_of(obj)}"
+        try:
+            held = await self._api.get(SECRET, namespace, secret)
+            url = base64.b64decode(sub(held, "data").get("WEBHOOK_URL", "")).decode().strip()
+        except (ApiError, ValueError) as error:
+            log.warning("no webhook", extra={"key": subject, "error": type(error).__name__})
+            return
+        if not url:
+            log.warning("no webhook: its Secret lacks WEBHOOK_URL", extra={"key": subject})
+            return
+        async with aiohttp.ClientSession() as session:
+            for one in loud:
+                await Webhook(session).tell(url, f"{uid_of(obj)}/{one.id}", message_of(subject, one))
 
     async def _seen(self, obj: Json, key: Key, now: datetime) -> ServingSeen:
         """What is seen around a PolicyDeployment."""

@@ -92,7 +92,9 @@ def server_deployment(context: ServingContext, revision: Revision, replicas: int
         "labelSelector": {"matchLabels": context.selector(name)},
     }
     obj["metadata"]["annotations"] = {
-        REVISION_ANNOTATION: revision.model_dump_json(by_alias=True, exclude_none=True, exclude={"policy"})
+        REVISION_ANNOTATION: revision.model_dump_json(
+            by_alias=True, exclude_none=True, exclude={"policy", "spaces"}
+        )
     }
     obj["spec"] = {
         "replicas": replicas,

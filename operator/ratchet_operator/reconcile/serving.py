@@ -57,6 +57,9 @@ from ratchet_operator.settings import Installation
 LOOK_AGAIN = 1.0  # seconds, while something is on its way
 LOOK_FOR_SECRETS = 5.0
 COMMAND_ANNOTATION = "ratchet.dev/rollout"
+OTHER_SPACES = (
+    "It observes or acts in other spaces than the policy that serves: give it a PolicyDeployment of its own."
+)
 PROGRESS_FIELDS = ("ready", "replicas", "stable", "canary", "decisions")
 
 
@@ -70,6 +73,7 @@ class Heard:
         split: that all of them follow, None where they don't.
         traffic: by arm, for how long it is not idle yet; None where nobody can say.
         trouble: why a server did not take its route.
+        queries: what the spec's guards found in Prometheus.
         rates: requests a second by arm.
 
     """
@@ -79,6 +83,7 @@ class Heard:
     split: Split | None = None
     traffic: Mapping[str, int] | None = None
     trouble: str = ""
+    queries: tuple[Decision, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
@@ -144,7 +149,11 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
 
     evidence, decisions = _judged(spec, book, seen, config_map, now)
     demand = _demand(context, book, seen)
-    heard = seen.heard if seen.heard.generation == book.generation else Heard(seen.heard.answers)
+    heard = (
+        seen.heard
+        if seen.heard.generation == book.generation
+        else replace(seen.heard, split=None, traffic=None)
+    )
     look = Seen(
         source=_wanted_arm(spec, book, source),
         arms={arm: _arm(book, arm, one, seen.pods) for arm, one in live.items()},
@@ -228,9 +237,10 @@ def _learned(
         revisions.setdefault(source.name, source)
     for answer in answers:
         revision = revisions.get(answer.arm)
-        said = answer.stats.current if answer.stats is not None else None
-        if revision is not None and revision.policy is None and said:
-            revisions[answer.arm] = revision.model_copy(update={"policy": said})
+        said = answer.stats
+        if revision is not None and revision.policy is None and said is not None and said.current:
+            learned = {"policy": said.current, "spaces": said.spaces}
+            revisions[answer.arm] = revision.model_copy(update=learned)
     return book.model_copy(update={"accepted": accepted, "revisions": revisions})
 
 
@@ -283,7 +293,14 @@ def _judged(
     broken = [end for end in terminations(mine, CONTAINER) if end.exit_code == ExitCode.CONFIG]
     if broken:
         decisions = (Decision("start", Verdict.FAIL, broken[-1].sentence), *decisions)
-    return evidence, decisions
+    stable, canary = (book.revisions.get(arm or "") for arm in (book.state.stable, trial.digest))
+    if stable is not None and canary is not None and _differ(stable.spaces, canary.spaces):
+        decisions = (Decision("spaces", Verdict.FAIL, OTHER_SPACES), *decisions)
+    return evidence, (*decisions, *seen.heard.queries)
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and one != other
 
 
 def _stored(config_map: Json | None) -> Evidence:

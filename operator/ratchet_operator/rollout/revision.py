@@ -31,6 +31,7 @@ class Revision(ApiModel):
     Attributes:
         owner: UID of the PolicyDeployment, so that one of the same name shares no pod with the one before.
         policy: what its servers call the policy that they answer with; None until one was asked.
+        spaces: what they say that it observes and does, as a digest; None of one that does not say.
 
     """
 
@@ -39,6 +40,7 @@ class Revision(ApiModel):
     image: str
     server: PodFields = PodFields()
     policy: str | None = None
+    spaces: str | None = None
 
     @property
     def name(self) -> str:
