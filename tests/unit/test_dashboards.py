@@ -274,7 +274,7 @@ def test_a_prometheus_finds_an_answer_to_every_query(pages: dict[str, int], tmp_
     queries: dict[tuple[str, str], str] = {}
     for where, title, query in ALL:
         name = TRAINED if where == "ratchet-training" else DEPLOYMENT
-        queries[where, f"{title}: {query}"] = asked(query, NAMESPACE, name, "2s")
+        queries[where, f"{title}: {query}"] = asked(query, NAMESPACE, name, "10s")
     # An alert that does not fire has no answer, and of the operator's counters most have not counted yet.
     sure = {key for key in queries if key[0] in ("ratchet-training", "ratchet-serving")}
     scrapes = [
@@ -284,8 +284,8 @@ def test_a_prometheus_finds_an_answer_to_every_query(pages: dict[str, int], tmp_
         }
         for component, port in pages.items()
     ]
-    with scraping(tmp_path, scrapes, "200ms") as prometheus:
-        missing, deadline = sure, time.monotonic() + 30
+    with scraping(tmp_path, scrapes, "1s") as prometheus:
+        missing, deadline = sure, time.monotonic() + 60
         while missing and time.monotonic() < deadline:
             missing = {key for key in missing if not prometheus.query(queries[key])}
         assert missing == set()
