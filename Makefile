@@ -104,7 +104,7 @@ verify: venv ## Fail where something generated is out of date
 .PHONY: benchmark
 benchmark: install ## Measure against Stable-Baselines3, KubeRay, FastAPI and others, and print ratios
 	@uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --group benchmark
-	@for name in learner_speed policy_math policy_server client decision_log judge operator_latency; do \
+	@for name in learner_speed policy_math policy_server policy_soak client decision_log judge operator_latency; do \
 	  $(BIN)/python benchmarks/$$name.py && echo || exit; \
 	done
 	@$(CLUSTER_ENV) $(BIN)/python benchmarks/cartpole_wall_time.py

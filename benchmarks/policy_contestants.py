@@ -1,10 +1,12 @@
 """The same policy behind other servers, for `policy_server.py`.
 
-Usage: python benchmarks/policy_contestants.py {floor,uvicorn,fastapi,ray} PORT POLICY_FOLDER
+Usage: python benchmarks/policy_contestants.py NAME PORT POLICY_FOLDER
 
-Each answers `POST /v1/act` with the same JSON, one decision for each request, as its own documentation shows:
+Each answers `POST /v1/act` with the same JSON, one decision a request, as its own documentation shows:
 `floor` is our HTTP alone with an answer that is always the same, `uvicorn` a bare ASGI application on uvloop
-and httptools, `fastapi` the same with models, `ray` one replica of Ray Serve with its defaults.
+and httptools, `fastapi` the same with models, `ray` one replica of Ray Serve that may hold a thousand
+requests and writes no access log, `ray-defaults` the same as Ray Serve comes. `numpy` and `torch` are our own
+server with what computes the policy chosen for it, whatever would be faster.
 """
 
 import asyncio
@@ -109,14 +111,17 @@ def fastapi(port: int, folder: str) -> None:
     )
 
 
-def ray(port: int, folder: str) -> None:
+def ray(port: int, folder: str, **options: Any) -> None:
     import time
 
-    import ray
-    from ray import serve
+    import ray as runtime
+    from ray import serve as its
     from starlette.requests import Request
 
-    @serve.deployment
+    serve: Any = its
+    engine: Any = runtime
+
+    @serve.deployment(**options)
     class Policy:
         def __init__(self) -> None:
             self.decide = Decider(folder)
@@ -124,13 +129,44 @@ def ray(port: int, folder: str) -> None:
         async def __call__(self, request: Request) -> dict[str, Any]:
             return self.decide((await request.json())["observation"])
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    engine.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Policy.bind(), route_prefix="/v1/act")
     time.sleep(3600)
 
 
+def ray_with_room(port: int, folder: str) -> None:
+    # With 5, the default, the proxy asks the full replica again and again for each request beyond.
+    ray(port, folder, max_ongoing_requests=1000, logging_config={"enable_access_log": False})
+
+
+def ours(port: int, folder: str, library: str) -> None:
+    from ratchet_inference.main import main
+
+    from ratchet.policies import artifact, networks
+
+    def chosen(spec: Any, parameters: Any, weights: Any) -> list[Any]:
+        if library == "numpy":
+            return [networks.NumpyNetwork(spec, parameters)]
+        from ratchet.policies.torchnetwork import TorchNetwork
+
+        return [TorchNetwork(spec, parameters, weights)]
+
+    artifact.by_speed = chosen
+    sys.argv[1:] = ["--host", "127.0.0.1", "--port", str(port), "--policy", folder]
+    main()
+
+
 if __name__ == "__main__":
-    {"floor": floor, "uvicorn": uvicorn, "fastapi": fastapi, "ray": ray}[sys.argv[1]](
-        int(sys.argv[2]), sys.argv[3]
-    )
+    name, port, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    if name in ("numpy", "torch"):
+        ours(port, folder, name)
+    else:
+        start = {
+            "floor": floor,
+            "uvicorn": uvicorn,
+            "fastapi": fastapi,
+            "ray": ray_with_room,
+            "ray-defaults": ray,
+        }
+        start[name](port, folder)

@@ -1,397 +1,245 @@
 """The policy server next to the same policy behind uvicorn, FastAPI and Ray Serve, and to bare HTTP.
 
-Usage: python benchmarks/policy_server.py [--seconds S] [--rate R] [--only NAME …]
+Usage: python benchmarks/policy_server.py [--quick] [--seconds S] [--rounds N] [--rate R] [--only NAME …]
 
-CPU per request is that of all processes of a server, measured while 64 connections ask without pause.
-Latency is measured open loop: requests are sent at times drawn beforehand (Poisson), whatever the server
-does, and count from the time they were due, so that a server that stalls cannot hide it. Servers that cannot
-take the rate get half of what they took without pause, and the table says so.
+CPU per request is that of all processes of a server, while 64 connections ask without pause. Servers are
+asked in turns; a ratio is the median over the rounds of what a server cost next to ours in the same round, so
+that a machine which changes its speed spoils it less. Latency is measured open loop, from the time a request
+was due; a server that cannot take the rate gets half of what it took without pause. `late` is how late the
+client itself was to send: where it is not small, nor is what it measured. --quick takes a third of the time,
+and no Ray Serve.
 """
 
 import argparse
-import asyncio
+import http.client
 import itertools
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
+import statistics
 import sys
 import tempfile
-import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import uvloop
+from policy_load import Cost, Server, act, free_port, open_loop, running, without_pause
 
 from ratchet.policies import PolicySpec, SpaceSpec, parameter_shapes
 from ratchet.policies.artifact import PolicyLineage, make, write_folder
+from ratchet.policies.formats import WeightFormat
 from ratchet.policies.spec import value_shapes
 
 CONNECTIONS = 64
 CONTESTANTS = Path(__file__).with_name("policy_contestants.py")
-NAMES = ("floor", "ratchet", "uvicorn", "fastapi", "ray")
+NAMES = ("ratchet", "floor", "uvicorn", "fastapi", "ray", "ray-defaults")
 BATCHES = (1, 4, 16, 64, 256)
-SPEC = PolicySpec(
+DIFFERENT = 64
+WARM_SECONDS = 0.5
+SMALL = PolicySpec(
     observation=SpaceSpec(kind="Box", shape=(4,), low=-4.8, high=4.8),
     action=SpaceSpec(kind="Discrete", n=2, dtype="int64"),
 )
+LARGE = PolicySpec(
+    observation=SpaceSpec(kind="Box", shape=(64,), low=-1.0, high=1.0),
+    action=SpaceSpec(kind="Discrete", n=16, dtype="int64"),
+    hidden=(1024, 1024),
+)
+ARITHMETIC: tuple[tuple[str, WeightFormat], ...] = (
+    ("numpy", "float32"),
+    ("torch", "float32"),
+    ("torch", "bfloat16"),
+    ("torch", "int8"),
+)
 
 
-def policy(folder: Path, seed: int) -> None:
-    """CartPole's network, 64x64, with weights drawn by seed."""
+def policy(folder: Path, spec: PolicySpec, seed: int, weights: WeightFormat = "float32") -> Path:
+    """A policy and its value network with weights drawn by seed."""
     rng = np.random.default_rng(seed)
-    shapes = {**parameter_shapes(SPEC), **value_shapes(SPEC)}
     parameters = {
-        name: (rng.standard_normal(shape) * 0.2).astype(np.float32) for name, shape in shapes.items()
+        name: (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+        for name, shape in {**parameter_shapes(spec), **value_shapes(spec)}.items()
     }
-    write_folder(make(SPEC, parameters, np.zeros((0, 4), np.float32), PolicyLineage()), folder)
+    observations = np.zeros((0, *spec.observation.shape), np.float32)
+    write_folder(make(spec, parameters, observations, PolicyLineage(), weights), folder)
+    return folder
 
 
-def request(rows: int) -> bytes:
-    """An act request of one observation, or of a batch."""
+def questions(spec: PolicySpec, rows: int) -> list[bytes]:
+    """Act requests of one observation, or of a batch."""
     rng = np.random.default_rng(rows)
-    observations = rng.normal(size=(rows, 4)).round(4).tolist()
-    body = json.dumps(
-        {"observation": observations[0]} if rows == 1 else {"observations": observations}
-    ).encode()
-    return (
-        b"POST /v1/act HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        b"content-length: %d\r\n\r\n%b" % (len(body), body)
-    )
+    observations = rng.normal(size=(DIFFERENT if rows == 1 else 1, rows, *spec.observation.shape)).round(4)
+    return [
+        act({"observation": one[0]} if rows == 1 else {"observations": one}) for one in observations.tolist()
+    ]
 
 
-# Servers
-
-
-@dataclass
-class Server:
-    """A running contestant."""
-
-    port: int
-    pid: int
-
-    def processes(self) -> list[Path]:
-        """Its process and all that descend from it."""
-        parents: dict[int, int] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-        found = {self.pid}
-        while more := {child for child, parent in parents.items() if parent in found} - found:
-            found |= more
-        return [Path("/proc") / str(pid) for pid in found]
-
-    def cpu(self) -> float:
-        """Seconds that they have worked."""
-        ticks = 0
-        for process in self.processes():
-            fields = (process / "stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-    def memory(self) -> float:
-        """MiB that they hold, each page once."""
-        kib = 0
-        for process in self.processes():
-            rollup = (process / "smaps_rollup").read_text()
-            kib += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-        return kib / 1024
-
-
-@contextmanager
-def serving(name: str, folder: Path, token: Path) -> Iterator[Server]:
-    """A server from its start until the end of the block."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def serving(name: str, folder: Path, token: Path) -> AbstractContextManager[Server]:
+    port = free_port()
     command = [sys.executable, str(CONTESTANTS), name, str(port), str(folder)]
     if name == "ratchet":
         program = Path(sys.executable).with_name("ratchet-inference")
         command = [str(program), "--host", "127.0.0.1", "--port", str(port), "--policy", str(folder)]
         command += ["--admin-token-file", str(token), "--drain-delay-seconds", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True
-    )
-    server = Server(port, process.pid)
-    try:
-        deadline = time.monotonic() + 120
-        while not answers(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                words = (
-                    process.stderr.read().decode()[-2000:]
-                    if process.stderr and process.poll() is not None
-                    else ""
-                )
-                raise SystemExit(f"{name} does not serve: {words}")
-            time.sleep(0.2)
-        yield server
-    finally:
-        for path in server.processes():
-            try:
-                os.kill(int(path.name), signal.SIGTERM)
-            except ProcessLookupError:
-                continue
-        process.wait()
+    spec = SMALL if folder.name in ("a", "b") else LARGE
+    return running(command, port, questions(spec, 1)[0], {"RAY_DEDUP_LOGS": "0"})
 
 
-def answers(port: int) -> bool:
-    """Whether it answers an act request well."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(request(1))
-            return connection.recv(100).startswith(b"HTTP/1.1 200")
-    except OSError:
-        return False
+def in_turns(
+    servers: dict[str, Server], requests: Sequence[bytes], connections: int, rounds: int, seconds: float
+) -> dict[str, list[Cost]]:
+    """What each server costs, by name and round."""
+    for server in servers.values():
+        without_pause(server, requests, connections, WARM_SECONDS)
+    costs: dict[str, list[Cost]] = {name: [] for name in servers}
+    for _ in range(rounds):
+        for name, server in servers.items():
+            costs[name].append(without_pause(server, requests, connections, seconds))
+    return costs
 
 
-# The client
+def medians(costs: list[Cost], field: str) -> float:
+    return statistics.median(getattr(cost, field) for cost in costs)
 
 
-def _whole(answer: bytes) -> bool:
-    """Whether nothing is missing of an answer, which may be chunked."""
-    head = answer.find(b"\r\n\r\n")
-    if head < 0:
-        return False
-    start = answer.lower().find(b"content-length:", 0, head)
-    if start < 0:
-        return answer.endswith(b"\r\n0\r\n\r\n")
-    return len(answer) >= head + 4 + int(answer[start + 15 : answer.find(b"\r\n", start)])
+def ratio(costs: list[Cost], others: list[Cost]) -> float:
+    return statistics.median(one.cpu / other.cpu for one, other in zip(costs, others, strict=True))
 
 
-class Line(asyncio.Protocol):
-    """One connection, one request at a time."""
-
-    def __init__(self, client: "Client") -> None:
-        self.client = client
-        self.due = 0.0
-        self._data = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def send(self, due: float) -> None:
-        self.due = due
-        self.transport.write(self.client.request)  # type: ignore[attr-defined]
-
-    def data_received(self, data: bytes) -> None:
-        data = self._data + data if self._data else data
-        if _whole(data):
-            self._data = b""
-            self.client.answered(self, data[9:12] == b"200")
-        else:
-            self._data = data
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.client.lost += 1
+def quantiles(seconds: Sequence[float]) -> str:
+    return " ".join(f"{1e3 * x:8.2f}" for x in np.quantile(seconds, [0.5, 0.99, 0.999]))
 
 
-async def _until(moment: float) -> None:
-    # Sleeps are coarse: what is due within the next moments is waited for by yielding.
-    ahead = moment - time.perf_counter()
-    while ahead > 0:
-        await asyncio.sleep(ahead - 0.0005 if ahead > 0.001 else 0)
-        ahead = moment - time.perf_counter()
+def compare(
+    names: Sequence[str], folder: Path, token: Path, rounds: int, seconds: float, rate: float
+) -> None:
+    """Ours next to others, all of them there at once; latencies then one after the other."""
+    requests = questions(SMALL, 1)
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(serving(name, folder, token)) for name in names}
+        costs = in_turns(servers, requests, CONNECTIONS, rounds, seconds)
+        for name, server in servers.items():
+            own = costs[name]
+            taken = min(rate, medians(own, "rate") / 2)
+            client = open_loop(server, requests, CONNECTIONS, taken, seconds)
+            failed = sum(cost.failed for cost in own) + client.failed + client.lost
+            print(
+                f"{name:12} {1e6 * medians(own, 'cpu'):8.1f} {1e6 * medians(own, 'kernel'):7.1f} "
+                f"{ratio(own, costs['ratchet']):7.2f} {medians(own, 'rate'):9,.0f} "
+                f"{1e6 * medians(own, 'client'):7.1f} {server.memory():5.0f} | {taken:6,.0f} "
+                f"{quantiles(client.latencies)} {1e3 * np.quantile(client.late, 0.99):6.2f} | {failed:6}",
+                flush=True,
+            )
 
 
-class Client:
-    """Asks on many connections, and keeps every latency."""
-
-    def __init__(self, port: int, request_: bytes) -> None:
-        self.port, self.request = port, request_
-        self.latencies: list[float] = []
-        self.failed = self.lost = 0
-        self.idle: deque[Line] = deque()
-        self.waiting: deque[float] = deque()
-        self.until = 0.0
-
-    async def connect(self, connections: int) -> None:
-        loop = asyncio.get_running_loop()
-        for _ in range(connections):
-            _, line = await loop.create_connection(lambda: Line(self), "127.0.0.1", self.port)
-            self.idle.append(line)
-
-    def answered(self, line: Line, fine: bool) -> None:
-        now = time.perf_counter()
-        self.latencies.append(now - line.due)
-        self.failed += not fine
-        if self.until:
-            if now < self.until:
-                line.send(now)
-        elif self.waiting:
-            line.send(self.waiting.popleft())
-        else:
-            self.idle.append(line)
-
-    async def without_pause(self, seconds: float) -> None:
-        """Each connection asks again as soon as it has its answer."""
-        self.until = time.perf_counter() + seconds
-        lines, self.idle = list(self.idle), deque()
-        for line in lines:
-            line.send(time.perf_counter())
-        await asyncio.sleep(seconds + 0.5)
-
-    async def open_loop(self, rate: float, seconds: float) -> None:
-        """Asks at times drawn beforehand."""
-        rng = np.random.default_rng(0)
-        due = time.perf_counter() + 0.05 + np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
-        for moment in due.tolist():
-            await _until(moment)
-            if self.idle:
-                self.idle.popleft().send(moment)
-            else:
-                self.waiting.append(moment)
-        deadline = time.perf_counter() + 10
-        while len(self.latencies) < len(due) and time.perf_counter() < deadline:
-            await _until(time.perf_counter() + 0.01)
-        self.lost += len(due) - len(self.latencies)
+def batches(home: Path, token: Path, rounds: int, seconds: float) -> None:
+    """Ours by observations in a request, from one connection: so many the policy is asked at once."""
+    with ExitStack() as stack:
+        small = stack.enter_context(serving("ratchet", home / "a", token))
+        large = {
+            f"{library} {weights}": stack.enter_context(
+                serving(library, policy(home / weights, LARGE, 0, weights), token)
+            )
+            for library, weights in ARITHMETIC
+        }
+        names = list(large)
+        print(f"{'rows':>5} {'64x64':>9} | " + " ".join(f"{name:>18}" for name in names))
+        for rows in BATCHES:
+            alone = in_turns({"": small}, questions(SMALL, rows), 1, rounds, seconds)[""]
+            costs = in_turns(large, questions(LARGE, rows), 1, rounds, seconds)
+            first = costs[names[0]]
+            columns = " ".join(
+                f"{1e6 * medians(costs[name], 'cpu') / rows:10.1f} ({ratio(costs[name], first):5.2f})"
+                for name in names
+            )
+            failed = sum(cost.failed for own in (alone, *costs.values()) for cost in own)
+            print(
+                f"{rows:5} {1e6 * medians(alone, 'cpu') / rows:9.2f} | {columns}"
+                + (f"  {failed} failed" if failed else ""),
+                flush=True,
+            )
+        print(
+            f"{'MiB':>5} {small.memory():9.0f} | " + " ".join(f"{s.memory():18.0f}" for s in large.values())
+        )
 
 
-@dataclass
-class Figures:
-    """Of one server and one kind of request."""
+def swaps(folders: list[Path], token: Path, rate: float, seconds: float) -> None:
+    """Latency while policies are swapped all the time, and what each swap says of itself."""
+    said: list[dict[str, Any]] = []
+    over = threading.Event()
 
-    rate: float
-    cpu: float
-    latencies: "np.ndarray[tuple[int], np.dtype[np.float64]]"
-    failed: int
+    def swap(port: int) -> None:
+        for folder in itertools.cycle(reversed(folders)):
+            if over.wait(0.1):
+                return
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            headers = {"authorization": f"Bearer {token.read_text()}"}
+            connection.request("PUT", "/v1/policy", json.dumps({"source": str(folder)}), headers)
+            said.append(json.loads(connection.getresponse().read()))
+            connection.close()
 
-
-def without_pause(server: Server, rows: int, seconds: float) -> Figures:
-    async def run() -> Client:
-        client = Client(server.port, request(rows))
-        await client.connect(CONNECTIONS)
-        await client.without_pause(seconds)
-        return client
-
-    uvloop.run(run())  # the first seconds find caches cold
-    before = server.cpu()
-    client = uvloop.run(run())
-    number = len(client.latencies)
-    return Figures(
-        number / seconds, (server.cpu() - before) / number, np.array(client.latencies), client.failed
-    )
-
-
-def open_loop(server: Server, rate: float, seconds: float) -> Figures:
-    async def run() -> Client:
-        client = Client(server.port, request(1))
-        await client.connect(CONNECTIONS)
-        await client.open_loop(rate, seconds)
-        return client
-
-    before = server.cpu()
-    client = uvloop.run(run())
-    number = len(client.latencies)
-    cpu = (server.cpu() - before) / number
-    return Figures(rate, cpu, np.array(client.latencies), client.failed + client.lost)
-
-
-def swaps(
-    server: Server, folders: list[Path], rate: float, seconds: float
-) -> tuple[Figures, list[dict[str, float]]]:
-    """Open loop while policies are swapped all the time; what each swap said of itself."""
-    import http.client
-
-    async def run() -> tuple[Client, list[dict[str, float]]]:
-        client = Client(server.port, request(1))
-        await client.connect(CONNECTIONS)
-        asking = asyncio.create_task(client.open_loop(rate, seconds))
-        said: list[dict[str, float]] = []
-
-        def swap(folder: Path) -> dict[str, float]:
-            connection = http.client.HTTPConnection("127.0.0.1", server.port)
-            body = json.dumps({"source": str(folder)})
-            connection.request("PUT", "/v1/policy", body, {"authorization": "Bearer benchmark"})
-            return json.loads(connection.getresponse().read())
-
-        for folder in itertools.cycle(folders):
-            if asking.done():
-                break
-            said.append(await asyncio.to_thread(swap, folder))
-            await asyncio.sleep(0.1)
-        return client, said
-
-    client, said = uvloop.run(run())
-    return Figures(rate, 0, np.array(client.latencies), client.failed + client.lost), said
-
-
-# What is printed
-
-
-def quantiles(latencies: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> str:
-    return " ".join(f"{1e3 * x:8.2f}" for x in np.quantile(latencies, [0.5, 0.99, 0.999]))
+    requests = questions(SMALL, 1)
+    with serving("ratchet", folders[0], token) as server:
+        open_loop(server, requests, CONNECTIONS, rate, WARM_SECONDS)
+        before = server.memory()
+        swapping = threading.Thread(target=swap, args=(server.port,))
+        swapping.start()
+        client = open_loop(server, requests, CONNECTIONS, rate, seconds)
+        over.set()
+        swapping.join()
+        worst = 1e6 * max(one["swapSeconds"] for one in said)
+        load = 1e3 * statistics.median(one["loadSeconds"] for one in said)
+        print(
+            f"{len(said)} swaps at {rate:,.0f} requests/s: {client.failed + client.lost} failed; the swap "
+            f"itself {worst:.0f} us at most, loading, checking and warming up before it {load:.0f} ms "
+            "(median)\n"
+            f"latency meanwhile, p50 p99 p99.9: {quantiles(client.latencies)} ms; "
+            f"memory {before:.0f} -> {server.memory():.0f} MiB"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--quick", action="store_true", help="shorter, and without Ray Serve")
+    parser.add_argument("--seconds", type=float, help="of each measurement")
+    parser.add_argument("--rounds", type=int, help="of each comparison")
     parser.add_argument("--rate", type=float, default=5000.0, help="requests per second of the open loop")
-    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
+    parser.add_argument("--only", nargs="*", choices=NAMES[1:], help="next to ours; default all")
     arguments = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="ratchet-benchmark-"))
-    token = home / "token"
-    token.write_text("benchmark")
-    folders = [home / "a", home / "b"]
-    for seed, folder in enumerate(folders):
-        policy(folder, seed)
-    try:
-        compare(arguments.only, folders, token, arguments.rate, arguments.seconds)
-    finally:
-        shutil.rmtree(home)
-
-
-def compare(names: list[str], folders: list[Path], token: Path, rate: float, seconds: float) -> None:
-    print(f"{CONNECTIONS} connections; latency in ms, open loop from the time a request was due\n")
-    columns = (
-        "server    CPU us/request  ratio  requests/s  failed   MiB",
-        "at rate      p50      p99    p99.9",
-    )
-    print(" |  ".join(columns) + "  failed")
-    ours = 0.0
-    for name in sorted(names, key=lambda name: name != "ratchet"):
-        with serving(name, folders[0], token) as server:
-            full = without_pause(server, 1, seconds)
-            taken = rate if full.rate > 1.3 * rate else full.rate / 2
-            calm = open_loop(server, taken, seconds)
-            ours = ours or full.cpu
-            print(
-                f"{name:8} {1e6 * full.cpu:15.1f} {full.cpu / ours:6.2f} {full.rate:11,.0f} {full.failed:7} "
-                f"{server.memory():5.0f} | {taken:8,.0f} {quantiles(calm.latencies)} {calm.failed:7}",
-                flush=True,
-            )
-            if name == "ratchet":
-                own = details(server, folders, rate, seconds)
-    if "ratchet" in names:
-        print("\n" + "\n".join(own))
-
-
-def details(server: Server, folders: list[Path], rate: float, seconds: float) -> list[str]:
-    """Batches, and swaps under load, of our own server."""
-    lines = ["observations/request  CPU us/observation  observations/s"]
-    for rows in BATCHES:
-        figures = without_pause(server, rows, seconds / 2)
-        lines.append(f"{rows:20} {1e6 * figures.cpu / rows:19.2f} {figures.rate * rows:15,.0f}")
-    before = server.memory()
-    figures, said = swaps(server, folders, rate, seconds)
-    swap = 1e6 * max(one["swapSeconds"] for one in said)
-    load = 1e3 * float(np.median([one["loadSeconds"] for one in said]))
-    lines += [
-        f"\n{len(said)} swaps at {rate:,.0f} requests/s: {figures.failed} failed; the swap itself takes at "
-        f"most {swap:.0f} us, loading, checking and warming up before it {load:.0f} ms (median)",
-        f"latency meanwhile, p50 p99 p99.9: {quantiles(figures.latencies)} ms; memory {before:.0f} -> "
-        f"{server.memory():.0f} MiB",
-    ]
-    return lines
+    quick = arguments.quick
+    seconds = arguments.seconds or (1.0 if quick else 2.0)
+    rounds = arguments.rounds or (3 if quick else 5)
+    wanted = arguments.only if arguments.only is not None else NAMES[1 : -2 if quick else None]
+    with tempfile.TemporaryDirectory(prefix="ratchet-benchmark-") as folder:
+        home = Path(folder)
+        token = home / "token"
+        token.write_text("benchmark")
+        folders = [policy(home / name, SMALL, seed) for seed, name in enumerate("ab")]
+        print(
+            f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {CONNECTIONS} connections, medians of {rounds} rounds\n"
+        )
+        print(
+            f"{'server':12} {'us/req.':>8} {'kernel':>7} {'ratio':>7} {'req./s':>9} {'client':>7} "
+            f"{'MiB':>5} | {'rate':>6} {'p50 ms':>8} {'p99':>8} {'p99.9':>8} {'late':>6} | failed"
+        )
+        # What Ray's processes do by themselves would disturb the others.
+        calm = [name for name in wanted if not name.startswith("ray")]
+        if calm or not wanted:
+            compare(["ratchet", *calm], folders[0], token, rounds, seconds, arguments.rate)
+        for name in wanted:
+            if name not in calm:
+                compare(["ratchet", name], folders[0], token, min(rounds, 3), seconds, arguments.rate)
+        print(
+            "\nCPU us/observation by rows in a request, one connection; 64x64 as it is served, and 1024x1024"
+        )
+        print("by what multiplies it, with the ratio to numpy in float32")
+        batches(home, token, max(2, rounds // 2), seconds / 2)
+        print()
+        swaps(folders, token, arguments.rate, 2.5 * seconds)
 
 
 if __name__ == "__main__":
