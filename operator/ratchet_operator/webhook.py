@@ -82,7 +82,7 @@ class Webhook:
                 async with self._session.post(
                     url, json=message, timeout=self._timeout, allow_redirects=False
                 ) as response:
-                    if response.ok:
+                    if 200 <= response.status < 300:
                         return True
                     found = f"status {response.status}"
                     if response.status not in (429, 503):

@@ -82,4 +82,5 @@ def _since(tally: ArmStats) -> float:
 
 def _is_own(stats: ServerStats, tally: ArmStats) -> bool:
     """Whether the pod answered these itself, for clients or for another pod."""
-    return tally.arm == STABLE or tally.digest in (stats.current, stats.previous)
+    is_sent_on = stats.route.canary is not None and tally.digest == stats.route.digest
+    return tally.arm == STABLE or (tally.digest in (stats.current, stats.previous) and not is_sent_on)
