@@ -101,7 +101,7 @@ def test_a_stage_shows_arms_guards_time_left_and_lineage():
         "surge ✓ → 5% ✓ → 25% ● → 50% → 100% → bake",
         "stable  999999999999  99999999     75%   2/2   37.5   40,000",
         "canary  aaaaaaaaaaaa  aaaaaaaa     25%   1/1   12.5  120,000",
-        "errorRate  waiting  0.556%  0.494%  180 / 1620  0x to 17x  0.19 / 100",
+        "errorRate  waiting  0.556%  0.494%  180 / 1620  0x to 17x  ≤ 1.5x   0.19 / 100",
         "errorRate: 180 of 500 samples",
         "nan        pass          0",
         "canary   cartpole        1  cccccccccccc   000000120000-1-40  777777777777",
@@ -109,11 +109,24 @@ def test_a_stage_shows_arms_guards_time_left_and_lineage():
         assert words in told
 
 
-def test_a_wide_terminal_shows_what_is_allowed_and_a_narrow_one_only_the_verdicts():
-    assert "≤ 1.5x" in shown(states.STAGE_2, 120)
-    narrow = shown(states.STAGE_2, 60)
-    assert "Interval" not in narrow
-    assert "errorRate  waiting  0.556%  0.494%" in narrow
+def test_a_narrow_terminal_leaves_out_whole_columns_and_cuts_no_figure():
+    assert "0x to 17x  ≤ 1.5x" in shown(states.STAGE_2, 80)
+    assert "0.494%  180 / 1620  0x to 17x" in shown(states.STAGE_2, 72)
+    assert "0.494%  0x to 17x  0.19 / 100" in shown(states.STAGE_2, 60)
+    assert "Odds" not in shown(states.STAGE_2, 40)
+
+
+def test_what_nobody_knows_has_no_column():
+    resource = copy.deepcopy(states.STAGE_2)
+    for name in ("stable", "canary"):
+        del resource["status"][name]["lineage"]["attempt"]
+        del resource["status"][name]["requestsPerSecond"]
+
+    told = shown(resource)
+
+    assert "Attempt" not in told
+    assert "Req/s" not in told
+    assert "cartpole  cccccccccccc" in told
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def _percent(share: float) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.3g}x"
+    return f"{ratio:.2g}x" if ratio < 100 else f"{ratio:.0f}x"
 
 
 def _time(seconds: float) -> str:

@@ -1,8 +1,12 @@
 """What a rollout looks like: a screen of one, a list of many, its past. No calls to the cluster from here."""
 
+import re
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from ratchet.api.v1alpha1.policydeployment import DecisionRecord
@@ -11,8 +15,7 @@ from ratchet.cli.rollout.seen import Seen, left, short, steps
 from ratchet.cli.tables import bare_table
 from ratchet.cli.words import NONE, number, since, span
 
-WIDE = 92  # columns from which each guard's bound has its place
-NARROW = 72  # below: only the verdict, the values and the odds
+MEASURING = Console(width=1_000)
 STRATEGIES = {
     "Canary": "canary",
     "BlueGreen": "blue-green",
@@ -20,6 +23,7 @@ STRATEGIES = {
     "AB": "A/B test",
     "AllAtOnce": "all at once",
 }
+LACKING = re.compile(r"^.*; (not enough evidence: )?|, odds of [^;]*$")
 OUTCOMES = {"Promoted": "green", "Failed": "red", "TimedOut": "red", "Aborted": "yellow", "Superseded": "dim"}
 # What a condition says where all is well; Progressing has a line of its own.
 WELL = {"Available": "True", "Degraded": "False"}
@@ -33,12 +37,15 @@ def screen(seen: Seen, now: datetime, width: int) -> RenderableType:
         parts += ["", _verdicts(seen.decisions, width), *_reasons(seen.decisions, seen.message)]
     if status.trial is not None and seen.spec.strategy.type == "AB":
         parts += ["", _report(seen.decisions)]
-    parts += ["", *_lineage(seen)]
-    for item in status.quarantined:
-        if item.message not in seen.message:
-            parts.append(Text(f"Quarantined {short(item.digest)}: {item.message}", "yellow"))
-    parts += [Text(f"{hint}", "dim") for hint in _hints(seen)]
-    return Group(*parts)
+    if made := _lineage(seen):
+        parts += ["", made]
+    notes = [
+        Text(f"Quarantined {short(item.digest)}: {item.message}", "yellow")
+        for item in status.quarantined
+        if item.message not in seen.message
+    ]
+    notes += [Text(hint, "dim") for hint in _hints(seen)]
+    return Group(*parts, *(["", *notes] if notes else []))
 
 
 def _head(seen: Seen, now: datetime) -> list[RenderableType]:
@@ -73,34 +80,25 @@ def _arms(seen: Seen) -> RenderableType:
     ]
     if not arms:
         return Text("No policy serves yet.")
-    told = bare_table(
-        "Arm", "Policy", "Revision", "Weight", "Pods", "Req/s", "Steps",
-        right=("Weight", "Pods", "Req/s", "Steps"),
-    )  # fmt: skip
-    for name, arm in arms:
-        told.add_row(
-            name,
-            Text(short(arm.digest), "bold"),
-            arm.revision or NONE,
-            f"{arm.weight}%",
-            Text(f"{arm.ready}/{arm.replicas}", "" if arm.ready >= arm.replicas else "yellow"),
-            number(arm.requests_per_second, 1),
-            number(arm.lineage.steps if arm.lineage else None),
-        )
-    return told
+    rows = [
+        {
+            "Arm": name,
+            "Policy": Text(short(arm.digest), "bold"),
+            "Revision": arm.revision or NONE,
+            "Weight": f"{arm.weight}%",
+            "Pods": Text(f"{arm.ready}/{arm.replicas}", "" if arm.ready >= arm.replicas else "yellow"),
+            "Req/s": number(arm.requests_per_second, 1),
+            "Steps": number(arm.lineage.steps if arm.lineage else None),
+        }
+        for name, arm in arms
+    ]
+    return _table(rows, right=("Weight", "Pods", "Req/s", "Steps"))
 
 
 def _verdicts(records: list[DecisionRecord], width: int) -> RenderableType:
-    names = ["Guard", "Verdict", "Canary", "Stable", "n", "Interval", "Allowed", "Odds"]
-    if width < WIDE:
-        names.remove("Allowed")
-    if width < NARROW:
-        names.remove("Interval")
-        names.remove("n")
-    told = bare_table(*names, right=("Canary", "Stable", "n", "Odds"))
-    for record in records:
-        row = guards.row(record)
-        cells = {
+    found = [guards.row(record) for record in records]
+    rows: list[dict[str, str | Text]] = [
+        {
             "Guard": row.guard,
             "Verdict": Text(row.verdict, row.colour),
             "Canary": row.canary,
@@ -110,7 +108,30 @@ def _verdicts(records: list[DecisionRecord], width: int) -> RenderableType:
             "Allowed": row.allowed,
             "Odds": row.odds,
         }
-        told.add_row(*(cells[name] for name in names))
+        for row in found
+    ]
+    right, left_out = ("Canary", "Stable", "n", "Odds"), list[str]()
+    # What a narrow terminal can do without, the least important first.
+    for name in ("", "Allowed", "n", "Interval", "Odds"):
+        left_out.append(name)
+        told = _table(rows, right, left_out)
+        if Measurement.get(MEASURING, MEASURING.options, told).maximum <= width:
+            break
+    return told
+
+
+def _table(
+    rows: Sequence[Mapping[str, str | Text]], right: Collection[str] = (), left_out: Collection[str] = ()
+) -> Table:
+    """A table without the columns that say nothing in any row."""
+    names = [
+        name
+        for name in (rows[0] if rows else ())
+        if name not in left_out and any(str(row[name]) != NONE for row in rows)
+    ]
+    told = bare_table(*names, right=tuple(right))
+    for row in rows:
+        told.add_row(*(row[name] for name in names))
     return told
 
 
@@ -118,11 +139,11 @@ def _reasons(records: list[DecisionRecord], said: str) -> list[RenderableType]:
     """What stands in the way, in the judge's words; not what the headline says already."""
     told: list[RenderableType] = []
     for one in records:
-        if one.verdict == "Pass" or not one.message or one.message in said:
+        if one.verdict == "Pass" or not one.canary_samples or one.message in said:
             continue
-        # The row has the figures; what is still lacking is the end of the sentence.
+        # The row has the figures; what is still lacking is in the end of the sentence.
         waits = one.verdict == "NotEnoughEvidence"
-        why = one.message.rpartition("; ")[2].removeprefix("not enough evidence: ") if waits else one.message
+        why = LACKING.sub("", one.message) if waits else one.message
         told.append(Text.assemble((f"{one.guard}: ", guards.COLOURS[one.verdict]), why))
     return told
 
@@ -135,23 +156,22 @@ def _report(records: list[DecisionRecord]) -> RenderableType:
     return Text.assemble(("Difference of mean returns: ", "bold"), figures, ": ", (conclusion, "bold"))
 
 
-def _lineage(seen: Seen) -> list[RenderableType]:
+def _lineage(seen: Seen) -> RenderableType | None:
     """From which run each policy came, and what answers with it."""
-    told = bare_table(
-        "Lineage", "Job", "Attempt", "Configuration", "Checkpoint", "Image", right=("Attempt",)
-    )  # fmt: skip
-    for name, arm in (("stable", seen.status.stable), ("canary", seen.status.canary)):
-        if arm is not None and arm.lineage is not None:
-            made = arm.lineage
-            told.add_row(
-                name,
-                made.job or NONE,
-                number(made.attempt),
-                short(made.configuration or NONE),
-                made.checkpoint or short(arm.digest),
-                short((made.image or NONE).rpartition("@")[2]),
-            )
-    return [told, ""] if told.rows else []
+    both = (("stable", seen.status.stable), ("canary", seen.status.canary))
+    rows = [
+        {
+            "Lineage": name,
+            "Job": arm.lineage.job or NONE,
+            "Attempt": number(arm.lineage.attempt),
+            "Configuration": short(arm.lineage.configuration or NONE),
+            "Checkpoint": arm.lineage.checkpoint or NONE,
+            "Image": short((arm.lineage.image or NONE).rpartition("@")[2]),
+        }
+        for name, arm in both
+        if arm is not None and arm.lineage is not None
+    ]
+    return _table(rows, right=("Attempt",)) if rows else None
 
 
 def _hints(seen: Seen) -> list[str]:
