@@ -111,10 +111,9 @@ class Controller:
         await self._synced.wait()
         await part()
 
-    @property
-    def synced(self) -> bool:
-        """Whether all was listed once."""
-        return self._synced.is_set()
+    def unlisted(self) -> list[str]:
+        """The collections that were not listed yet; no work begins before all were."""
+        return [lists.path for lists in (*self._own, *self._watches) if not lists.listed.is_set()]
 
     async def resync(self, lane: Lane) -> None:
         """List everything, heal the caches, and look at every object.

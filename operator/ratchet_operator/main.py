@@ -57,9 +57,10 @@ class Operator:
 
     def waiting_for(self) -> str | None:
         """What a leader waits for before it works; a standby is ready."""
-        if self._round_trip.leading_since is not None and not self.controller.synced:
-            return "the first listing is not over"
-        return None
+        unlisted = self.controller.unlisted()
+        if self._round_trip.leading_since is None or not unlisted:
+            return None
+        return f"not listed yet: {', '.join(unlisted)}"
 
     async def run(self) -> int:
         """Run until a signal, the loss of the Lease or trouble; the exit code is 0 after a signal alone."""

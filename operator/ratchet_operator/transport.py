@@ -116,6 +116,10 @@ class Surviving:
             request.url = request.url.without_query_params("resourceVersion", "continue")
             anew, answer = True, await handler(request)
         if not watches:
+            try:
+                await answer.read()
+            except aiohttp.ClientPayloadError as error:  # of this one kopf asks again, of that it ends
+                raise aiohttp.ClientConnectionError(str(error)) from error
             self._listed.add(path)
         elif answer.status == 200 and (anew or path in self._listed):
             self._listed.discard(path)

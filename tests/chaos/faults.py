@@ -49,6 +49,8 @@ def befalls(trouble: Trouble, request: Request) -> bool:
     match trouble:
         case Refuse(status=409):
             return request.writes
+        case Refuse(status=410):
+            return request.verb == "watch"
         case Stale():
             return request.verb == "list"
         case Cut(when="after" | "middle"):
@@ -69,4 +71,5 @@ REFUSALS: dict[Trouble, float] = {
 }  # fmt: skip
 CUTS: dict[Trouble, float] = {Cut("before"): 0.03, Cut("middle"): 0.05, Cut("after"): 0.07}
 LIES: dict[EventTrouble, float] = {Drop(): 0.15, Hold(0.3): 0.15, Hold(1.5): 0.1}
+EXPIRED: dict[Trouble, float] = {Refuse(410): 0.2}
 STOPS: dict[EventTrouble, float] = {Stop(gone=True): 0.05, Stop(gone=False): 0.05}

@@ -83,6 +83,13 @@ class Late:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldBack:
+    """The API server hears of the request only then."""
+
+    until: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """The event is lost."""
 
@@ -101,7 +108,7 @@ class Stop:
     gone: bool
 
 
-Trouble = Refuse | Cut | Stale | Hang | Late
+Trouble = Refuse | Cut | Stale | Hang | Late | HeldBack
 EventTrouble = Drop | Hold | Stop
 
 
@@ -220,6 +227,8 @@ class Proxy:
             return _broken(incoming)
         if isinstance(trouble, Refuse):
             return _refusal(trouble)
+        if isinstance(trouble, HeldBack):
+            await trouble.until.wait()
         if request.verb == "watch":
             return await self._watch(incoming, request, generation)
         key = f"{incoming.path_qs} {incoming.headers.get('Accept')}"

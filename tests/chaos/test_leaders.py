@@ -2,12 +2,15 @@
 
 import asyncio
 import signal
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from lives import Life, begin, eventually, more_workers
 from operators import SYSTEM, Chart, Operator
-from proxy import Cut, Hang, Late, Plan, Proxy, Refuse, Request, Trouble
+from proxy import Cut, Hang, HeldBack, Late, Plan, Proxy, Refuse, Request, Trouble
 from ratchet_operator.kinds import LEASE
 from ratchet_operator.leader import LEASE_NAME
 from stage import Stage, stage
@@ -40,14 +43,17 @@ class LastRenewalAnsweredLate(LeaseOutOfReach):
         return Late(9.0) if self._answered else None
 
 
-async def started(on: Stage, operator: Operator, proxy: Proxy, *, leading: bool) -> None:
-    """Wait until the operator leads, or has been told by the Lease that it does not."""
+class SecondLookHeldBack(Plan):
+    """Of an operator that begins to lead, the second list of jobs reaches the API server only when told."""
 
-    async def seen() -> bool:
-        verbs = {record.request.verb for record in proxy.records if record.request.resource == "leases"}
-        return bool(verbs & {"create", "update"}) if leading else "get" in verbs
+    def __init__(self) -> None:
+        self.held, self.go_on = asyncio.Event(), asyncio.Event()
 
-    await eventually(f"{operator.name} leads: {leading}", seen)
+    def request(self, request: Request) -> Trouble | None:
+        if request.verb == "list" and request.resource == "rltrainingjobs" and request.nth > 0:
+            self.held.set()
+            return HeldBack(self.go_on)
+        return None
 
 
 async def restless(life: Life) -> None:
@@ -58,26 +64,53 @@ async def restless(life: Life) -> None:
             await asyncio.sleep(0.3)
 
 
+@dataclass
+class Pair:
+    """Two operators, each behind its own proxy, the first of which leads and has made a job's children."""
+
+    on: Stage
+    life: Life
+    one: Proxy
+    two: Proxy
+    first: Operator
+
+    async def another_leads(self) -> None:
+        """Wait until the second writes; the first has stopped before."""
+        await eventually("the second writes", self._second_writes, TAKEOVER)
+        assert self.one.writes()[-1].at < self.two.writes()[0].at
+
+    async def _second_writes(self) -> bool:
+        return bool(self.two.writes())
+
+
+@asynccontextmanager
+async def pair(
+    chart: Chart, logs: Path, clean: Life, namespace: str, plan: Plan | None = None
+) -> AsyncGenerator[Pair]:
+    """Both operators, `plan` between the first and the API server; at the end the job goes, and all of it."""
+    async with stage(chart, logs) as on, on.proxy(plan) as one, on.proxy() as two:
+        life = on.life(namespace, one, two)
+        await life.settle_in()
+        async with on.operator(one, "first", restart=False) as first:
+            await eventually("the first leads", lambda: _asked(one, {"create", "update"}))
+            async with on.operator(two, "second"):
+                await eventually("the second was told that it does not lead", lambda: _asked(two, {"get"}))
+                await begin(life)
+                await life.becomes(clean.states[0], "the first leads")
+                assert two.writes() == []
+                yield Pair(on, life, one, two, first)
+                await life.api.request("DELETE", life.path())
+                await eventually("nothing left", lambda: _empty(life))
+
+
 def test_a_leader_killed_is_followed_and_nothing_is_written_twice(clean: Life, chart: Chart, tmp_path: Path):
     async def killed() -> None:
-        async with stage(chart, tmp_path) as on, on.proxy() as one, on.proxy() as two:
-            life = on.life("two-operators", one, two)
-            await life.settle_in()
-            async with on.operator(one, "first", restart=False) as first:
-                await started(on, first, one, leading=True)
-                async with on.operator(two, "second") as second:
-                    await started(on, second, two, leading=False)
-                    await begin(life)
-                    await life.becomes(clean.states[0], "the first leads")
-                    assert two.writes() == []
-                    first.signal(signal.SIGKILL)
-                    await more_workers(life)
-                    await eventually("the second writes", lambda: _wrote(two), TAKEOVER)
-                    await eventually("the second has no more to write", lambda: _quiet(life))
-                    await life.api.request("DELETE", life.path())
-                    await eventually("nothing left", lambda: _empty(life))
-                    assert one.writes()[-1].at < two.writes()[0].at
-        assert max(life.creations().values()) == 1
+        async with pair(chart, tmp_path, clean, "two-operators") as both:
+            both.first.signal(signal.SIGKILL)
+            await more_workers(both.life)
+            await both.another_leads()
+            await eventually("the second has no more to write", lambda: _quiet(both.life))
+        assert max(both.life.creations().values()) == 1
 
     asyncio.run(killed())
 
@@ -95,23 +128,13 @@ def test_a_leader_that_can_not_renew_stops_before_the_other_starts(
     name: str, plan: LeaseOutOfReach, clean: Life, chart: Chart, tmp_path: Path
 ):
     async def cut_off() -> None:
-        async with stage(chart, tmp_path) as on, on.proxy(plan) as one, on.proxy() as two:
-            life = on.life(f"cut-off-{name}", one, two)
-            await life.settle_in()
-            async with on.operator(one, "first", restart=False) as first:
-                await started(on, first, one, leading=True)
-                async with on.operator(two, "second") as second:
-                    await started(on, second, two, leading=False)
-                    await begin(life)
-                    await life.becomes(clean.states[0], "the first leads")
-                    plan.begun = True
-                    edits = asyncio.create_task(restless(life))
-                    await eventually("the second writes", lambda: _wrote(two), TAKEOVER)
-                    await eventually("the first ends", lambda: _ended(first))
-                    edits.cancel()
-                    assert one.writes()[-1].at < two.writes()[0].at
-                    await life.api.request("DELETE", life.path())
-                    await eventually("nothing left", lambda: _empty(life))
+        async with pair(chart, tmp_path, clean, f"cut-off-{name}", plan) as both:
+            plan.begun = True
+            edits = asyncio.create_task(restless(both.life))
+            await both.another_leads()
+            await eventually("the first ends", lambda: _ended(both.first))
+            edits.cancel()
+            assert both.one.writes()[-1].at < both.two.writes()[0].at
 
     asyncio.run(cut_off())
 
@@ -122,29 +145,52 @@ def test_a_leader_whose_lease_is_deleted_gets_it_back_and_no_other_leads_meanwhi
     plan = LeaseOutOfReach(Refuse(503))
 
     async def deleted() -> None:
-        async with stage(chart, tmp_path) as on, on.proxy(plan) as one, on.proxy() as two:
-            life = on.life("lease-deleted", one, two)
-            await life.settle_in()
-            async with on.operator(one, "first", restart=False) as first:
-                await started(on, first, one, leading=True)
-                async with on.operator(two, "second") as second:
-                    await started(on, second, two, leading=False)
-                    await begin(life)
-                    await life.becomes(clean.states[0], "the first leads")
-                    plan.begun = True
-                    asked = len(two.records)
-                    await on.api.request("DELETE", LEASE.path(SYSTEM, LEASE_NAME))
-                    await eventually("the second looks", lambda: _looked(two, asked))
-                    plan.begun = False
-                    renewed = len(one.records)
-                    await eventually("the first has it again", lambda: _has_lease(one, renewed))
-                    await more_workers(life)
-                    assert two.writes() == []
-                    assert first.running
-                    await life.api.request("DELETE", life.path())
-                    await eventually("nothing left", lambda: _empty(life))
+        async with pair(chart, tmp_path, clean, "lease-deleted", plan) as both:
+            plan.begun = True
+            asked = len(both.two.records)
+            await both.on.api.request("DELETE", LEASE.path(SYSTEM, LEASE_NAME))
+            await eventually("the second looks", lambda: _looked(both.two, asked))
+            plan.begun = False
+            renewed = len(both.one.records)
+            await eventually("the first has it again", lambda: _has_lease(both.one, renewed))
+            await more_workers(both.life)
+            assert both.two.writes() == []
+            assert both.first.running
 
     asyncio.run(deleted())
+
+
+def test_a_job_deleted_while_a_new_leader_takes_stock_is_not_made_again(
+    clean: Life, chart: Chart, tmp_path: Path
+):
+    plan = SecondLookHeldBack()
+
+    async def taken_over() -> None:
+        async with stage(chart, tmp_path) as on, on.proxy() as one, on.proxy(plan) as two:
+            life, witness = on.life("deleted-meanwhile", one), on.life("witness", two)
+            await life.settle_in()
+            await witness.settle_in()
+            async with on.operator(one, "first", restart=False) as first:
+                await begin(life)
+                await life.becomes(clean.states[0], "the first leads")
+                first.signal(signal.SIGTERM)
+                await eventually("the first ends", lambda: _ended(first))
+            async with on.operator(two, "second"):
+                await asyncio.wait_for(plan.held.wait(), TAKEOVER)
+                await life.api.request("DELETE", life.path())
+                await eventually("nothing left", lambda: _empty(life))
+                plan.go_on.set()
+                await begin(witness)
+                await witness.becomes(clean.states[0], "the second leads")
+        assert two.creations(life.namespace) == {}
+
+    asyncio.run(taken_over())
+
+
+async def _asked(proxy: Proxy, verbs: set[str]) -> bool:
+    return any(
+        record.request.resource == "leases" and record.request.verb in verbs for record in proxy.records
+    )
 
 
 async def _looked(proxy: Proxy, after: int) -> bool:
@@ -159,10 +205,6 @@ async def _has_lease(proxy: Proxy, after: int) -> bool:
         record.request.resource == "leases" and record.request.writes and record.status < 300
         for record in proxy.records[after:]
     )
-
-
-async def _wrote(proxy: Proxy) -> bool:
-    return bool(proxy.writes())
 
 
 async def _ended(operator: Operator) -> bool:
