@@ -12,7 +12,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "hack"))
 from rollouts import bucket, cartpoles, deployment
 from rollouts.audience import Audience
 from rollouts.cartpoles import Stored
-from rollouts.cluster import Kubectl, NotAsToldError, eventually
+from rollouts.cluster import Kubectl, eventually, signal_container
 
 from ratchet.api.v1alpha1.training import S3
 from ratchet.policies.artifact import Artifact
@@ -36,8 +35,6 @@ STRATEGY: Json = {
     "bake": "2s",
     "cooldown": "1s",
 }
-# More than any container of these has, so the kernel ends it, as it ends what leaks.
-EATS = "x = []\nwhile True:\n    x.append(b'x' * 2**24)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +44,18 @@ class Case:
     Attributes:
         make: the policy.
         guards: that are changed for it.
-        breaks: what is done once it has traffic.
+        signal: that its servers get once it has traffic.
 
     """
 
     make: Callable[[], Artifact]
     guards: Json
-    breaks: bool = False
+    signal: str = ""
 
 
 CASES = {
-    "its servers die": Case(lambda: cartpoles.balancing(seed=9), {}, breaks=True),
+    "its servers die": Case(lambda: cartpoles.balancing(seed=9), {}, "SIGKILL"),
+    "its servers hang": Case(lambda: cartpoles.balancing(seed=8), {}, "SIGSTOP"),
     "NaN": Case(cartpoles.not_a_number, {}),
     "one error in fifteen": Case(cartpoles.not_a_number, {"nan": {"enabled": False}}),
     "many times slower": Case(cartpoles.slow, {}),
@@ -88,13 +86,12 @@ def apply(manifest: Json) -> None:
     kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(manifest))
 
 
-def kill(policy: Stored) -> None:
-    """Lets each server of a policy run out of memory."""
+def strike(policy: Stored, signal: str) -> None:
+    """Sends a signal to each server of a policy."""
     servers = f"ratchet.dev/policy-deployment={NAME}"
     for pod in json.loads(kubectl("get", "pods", "-l", servers, "-o", "json"))["items"]:
         if f"--digest={policy.digest}" in pod["spec"]["containers"][0]["args"]:
-            with suppress(NotAsToldError):  # kubectl exec ends with the container
-                kubectl("exec", pod["metadata"]["name"], "--", "python", "-c", EATS)
+            signal_container(pod, signal)
 
 
 def measure(case: Case, bad: Stored, good: Stored, audience: Audience, rate: float) -> Json:
@@ -106,14 +103,14 @@ def measure(case: Case, bad: Stored, good: Stored, audience: Audience, rate: flo
     eventually("the players are answered", lambda: (r := audience.report()) and r["valid"])
     patch({"source": deployment.source(bad)})
     eventually("it has traffic", lambda: (r := audience.report()) and r["canary"]["answers"] > 20)
-    if case.breaks:
-        kill(bad)
+    if case.signal:
+        strike(bad, case.signal)
     past = eventually("it is taken out", lambda: deployment.ending(get(), bad.digest))
     report = audience.end(eventually)
     audience.stop()
     from_elsewhere = report["instead"]["first"]
     of_it = report["policies"].get(bad.policy, {"first": 0.0, "last": 0.0})
-    first = from_elsewhere if case.breaks or "nan" in bad.uri or not of_it["first"] else of_it["first"]
+    first = from_elsewhere if case.signal or "nan" in bad.uri or not of_it["first"] else of_it["first"]
     return {
         "outcome": past["outcome"],
         "seconds": max(report["canary"]["last"], of_it["last"]) - (first or of_it["first"]),
@@ -164,9 +161,7 @@ def main() -> None:
         apply(deployment.manifest(NAME, deployment.source(good), strategy=STRATEGY))
         settled(good.digest)
         print(f"{arguments.rate:g} requests/s, half of the episodes to the policy on trial\n")
-        print(
-            "| policy | seconds, first bad answer to last | not by itself | requests | failed | moved |"
-        )
+        print("| policy | seconds, first bad answer to last | not by itself | requests | failed | moved |")
         print("| --- | --- | --- | --- | --- | --- |")
         for name, case in CASES.items():
             if name in arguments.only:

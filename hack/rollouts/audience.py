@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from rollouts.deployment import LONGEST_EPISODE
+
 Json = dict[str, Any]
 SCRIPT = Path(__file__).with_name("players.py")
 LABEL = "app.kubernetes.io/name=players"
@@ -76,7 +78,8 @@ class Audience:
 
     def _manifest(self, *flags: str) -> Json:
         name, _, value = LABEL.partition("=")
-        command = ["python", f"/players/{SCRIPT.name}", "--url", f"http://{self.deployment}:8080", *flags]
+        url = f"http://{self.deployment}:8080"
+        command = ["python", f"/players/{SCRIPT.name}", f"--url={url}", f"--steps={LONGEST_EPISODE}", *flags]
         return {
             "apiVersion": "v1",
             "kind": "Pod",

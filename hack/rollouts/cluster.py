@@ -44,3 +44,13 @@ def eventually(what: str, probe: Callable[[], T | None], seconds: float = 120) -
             raise NotAsToldError(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.25)
     return answer
+
+
+def signal_container(pod: Json, signal: str) -> None:
+    """Sends a signal to the processes of a pod's first container, from the node that is a container itself.
+
+    To Kubernetes it looks as if they had crashed by themselves (SIGKILL), or hang (SIGSTOP).
+    """
+    id_ = pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2]
+    order = ["ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", signal, id_]
+    subprocess.run(["docker", "exec", pod["spec"]["nodeName"], *order], check=True, capture_output=True)
