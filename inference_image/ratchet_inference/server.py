@@ -156,7 +156,7 @@ class PolicyServer:
 
         first = reply
         if question.ids and self._retried:
-            first = self._retried.first(question.ids[0], exchange.body, exchange.received, reply)
+            first = self._retried.first(exchange.body, exchange.received, reply)
             if first is None:
                 return
 

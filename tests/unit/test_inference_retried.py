@@ -103,58 +103,67 @@ def test_a_canary_that_two_servers_ask_for_one_client_makes_one_step():
 # The memory alone
 
 
-def ask(retried: Retried, id_: str, now: float = 0.0, body: bytes = b"{}") -> tuple[Reply | None, list[Any]]:
+def ask(retried: Retried, body: bytes, now: float = 0.0) -> tuple[Reply | None, list[Any]]:
     got: list[Any] = []
-    return retried.first(id_, body, now, got.append), got
+    return retried.first(body, now, got.append), got
 
 
-def answer(retried: Retried, id_: str, now: float = 0.0, with_: bytes | Problem = b"yes") -> None:
-    finish, _ = ask(retried, id_, now)
+def answer(retried: Retried, body: bytes, now: float = 0.0, with_: bytes | Problem = b"yes") -> None:
+    finish, _ = ask(retried, body, now)
     assert finish is not None
     finish(with_)
 
 
-def test_after_a_while_the_same_request_is_a_new_one():
-    retried = Retried(10 * ENTRY, seconds=5)
-    answer(retried, "x", now=0)
-    assert ask(retried, "x", now=5) == (None, [b"yes"])
-    finish, got = ask(retried, "x", now=5.1)
-    assert (finish is None, got) == (False, [])
+@pytest.mark.parametrize(("later", "known"), [(5, True), (10.1, False), (1000, False)])
+def test_after_a_while_the_same_request_is_a_new_one(later: float, known: bool):
+    retried = Retried(1 << 20, seconds=5)
+    answer(retried, b"x", now=0)
+    assert (ask(retried, b"x", now=later)[1] == [b"yes"]) == known
+
+
+def test_one_that_is_asked_for_now_and_then_does_not_stay_for_ever():
+    retried = Retried(1 << 20, seconds=5)
+    answer(retried, b"x", now=0)
+    repeats = [ask(retried, b"x", now=second)[0] is None for second in range(1, 13)]
+    assert repeats == sorted(repeats, reverse=True)
+    assert not repeats[-1]
 
 
 def test_what_was_asked_longest_ago_makes_room():
-    retried = Retried(2 * ENTRY + 10)
-    for id_ in ("x", "y", "z"):
-        answer(retried, id_)
-    assert ask(retried, "z")[1] == [b"yes"]
-    assert ask(retried, "y")[1] == [b"yes"]
-    assert ask(retried, "x")[0] is not None
+    retried = Retried(20 * ENTRY)
+    for number in range(100):
+        answer(retried, b"%d" % number)
+    assert ask(retried, b"99")[1] == [b"yes"]
+    assert ask(retried, b"95")[1] == [b"yes"]
+    assert ask(retried, b"70")[0] is not None
 
 
 def test_the_bytes_of_large_answers_count():
     retried = Retried(10 * ENTRY)
-    answer(retried, "x", with_=b"y" * 10 * ENTRY)
-    answer(retried, "z")
-    assert ask(retried, "x")[0] is not None
+    answer(retried, b"x", with_=b"y" * 10 * ENTRY)
+    answer(retried, b"z", with_=b"y" * 10 * ENTRY)
+    answer(retried, b"w")
+    assert ask(retried, b"x")[0] is not None
 
 
 def test_a_request_that_was_forgotten_before_its_answer_is_answered_all_the_same():
-    retried = Retried(ENTRY)
-    first, got = ask(retried, "x")
-    repeat = ask(retried, "x")
-    answer(retried, "y")
+    retried = Retried(4 * ENTRY)
+    first, got = ask(retried, b"x")
+    _, repeated = ask(retried, b"x")
+    for number in range(20):
+        answer(retried, b"%d" % number)
     assert first is not None
     first(b"late")
-    assert (got, repeat[1]) == ([b"late"], [b"late"])
+    assert (got, repeated) == ([b"late"], [b"late"])
     assert retried.repeats == 1
 
 
-def test_waiting_for_what_fails_is_told_so():
+def test_who_waits_for_what_fails_is_told_so():
     retried = Retried(10 * ENTRY)
     problem = Problem(503, "overloaded", "later")
-    first, got = ask(retried, "x")
-    _, other = ask(retried, "x")
+    first, got = ask(retried, b"x")
+    _, other = ask(retried, b"x")
     assert first is not None
     first(problem)
     assert (got, other) == ([problem], [problem])
-    assert ask(retried, "x")[0] is not None
+    assert ask(retried, b"x")[0] is not None
