@@ -72,6 +72,12 @@ class FakeServer:
         return web.json_response(said, status=status, headers=headers)
 
     async def handle(self, request: web.Request) -> web.Response:
+        """One request to a connection: kopf ends every task that is younger than itself, the server's too."""
+        answer = await self._answer_to(request)
+        answer.force_close()
+        return answer
+
+    async def _answer_to(self, request: web.Request) -> web.Response:
         path = request.path
         self.log.append((request.method, path))
         self.accepted.append(request.headers.get("Accept", ""))
