@@ -180,6 +180,9 @@ class ServingWorld(World):
             super().apply(apply)
             self._nobody_is_sent_to_what_is_not_ready(before)
         else:
+            if apply.kind is DEPLOYMENT and labels_of(apply.obj)[REVISION_LABEL] == self.selected():
+                wanted = spec_of(self.deployment).get("replicas", REPLICAS)
+                assert apply.obj["spec"]["replicas"] >= wanted, "what serves lost capacity"
             super().apply(apply)
 
     def _nobody_is_sent_to_what_is_not_ready(self, before: dict[str, Route]) -> None:
@@ -320,14 +323,14 @@ class ServingWorld(World):
                 self.answered[server.policy] += 1
                 continue
             others = ready.get(route.canary.removeprefix(f"http://{NAME}-").removesuffix(":8080"), [])
-            if others:
-                other = self.servers[name_of(others[number % len(others)])]
+            other = self.servers[name_of(others[number % len(others)])] if others else None
+            if other is not None:
                 other.count("canary", other.policy, self.now)
-            failed = not others or other.policy == WORSE
+            failed = other is None or other.policy == WORSE
             server.count("canary", route.digest or "", self.now, failed)
             if failed:
                 server.count("stable", server.policy, self.now)
-            self.answered[server.policy if failed else other.policy] += 1
+            self.answered[server.policy if other is None or failed else other.policy] += 1
 
     def second(self) -> None:
         """All of it, once."""

@@ -15,7 +15,7 @@ from kubernetes.aio.leaderelection.electionconfig import Config
 from ratchet_operator import logs, transport
 from ratchet_operator.apiserver import ApiError, ApiServer, Bucket, load_configuration
 from ratchet_operator.controller import Controller
-from ratchet_operator.kinds import API_VERSION, ROLLOUT_POOL, TRAINING_JOB, items
+from ratchet_operator.kinds import API_VERSION, POLICY_DEPLOYMENT, ROLLOUT_POOL, TRAINING_JOB, items
 from ratchet_operator.leader import (
     LEASE_SECONDS,
     RENEW_DEADLINE,
@@ -143,7 +143,7 @@ class Operator:
             with contextlib.suppress(ApiError):
                 found = await self._api.request("GET", f"/apis/{API_VERSION}")
                 names = {item.get("name") for item in items(found, "resources")}
-                if {TRAINING_JOB.plural, ROLLOUT_POOL.plural} <= names:
+                if {TRAINING_JOB.plural, ROLLOUT_POOL.plural, POLICY_DEPLOYMENT.plural} <= names:
                     return
             log.warning("waiting for the CRDs of ratchet.dev")
             await asyncio.sleep(2)

@@ -71,7 +71,7 @@ def _wanted(
     pods: Mapping[str, int],
     live: Mapping[str, Json],
 ) -> Iterator[Json]:
-    serving = serving_arm(wanted.state)
+    serving = serving_arm(wanted.state, wanted.split)
     if serving is not None:
         yield service(context, context.name, serving)
     for arm, least in pods.items():

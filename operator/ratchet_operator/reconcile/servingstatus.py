@@ -59,6 +59,11 @@ class Shown:
         """The machine's."""
         return self.book.state
 
+    @property
+    def serving(self) -> str | None:
+        """The arm that clients are sent to."""
+        return serving_arm(self.state, self.wanted.split)
+
     def of(self, arm: str | None) -> list[Json]:
         """The pods of an arm."""
         return [pod for pod in self.pods if arm and labels_of(pod).get(REVISION_LABEL) == arm]
@@ -158,7 +163,7 @@ def _verdicts(shown: Shown) -> dict[str, Verdict]:
 
 
 def _available(shown: Shown) -> Verdict:
-    serving = serving_arm(shown.state)
+    serving = shown.serving
     pods = shown.of(serving)
     ready = sum(is_ready(pod) for pod in pods)
     if ready and shown.state.stable is not None:
@@ -201,7 +206,7 @@ def _degraded(shown: Shown) -> Verdict:
     state = shown.state
     if state.stable is None:
         return unknown("NothingServes", "Nothing serves yet.")
-    ready = sum(is_ready(pod) for pod in shown.of(serving_arm(state)))
+    ready = sum(is_ready(pod) for pod in shown.of(shown.serving))
     if ready < shown.demand:
         return yes("TooFewServers", f"{ready} of {shown.demand} servers are ready.")
     if shown.wanted.reason in ("Quarantined", "AttemptsExhausted"):

@@ -7,17 +7,18 @@ from ratchet_operator.rollout.revision import Revision
 from ratchet_operator.rollout.values import Rollout, Split
 
 
-def serving_arm(state: Rollout) -> str | None:
+def serving_arm(state: Rollout, split: Split) -> str | None:
     """The arm that the Service `<name>` selects: stable's, from the bake on the trial's.
 
-    Where a rollback waits for a pod of stable's, clients stay where somebody answers.
+    Where a rollback waits for a pod of stable's, and where the first policy of all is replaced before it was
+    ever stable, clients stay where somebody answers.
     """
     trial = state.trial
-    if trial is not None and (
-        state.stable is None or (trial.phase in ("Bake", "RollBack") and trial.weight >= 100)
-    ):
-        return trial.digest
-    return state.stable
+    if trial is None:
+        return state.stable
+    if state.stable is None:
+        return trial.digest if trial.digest in split.weights else next(iter(split.weights), trial.digest)
+    return trial.digest if trial.phase in ("Bake", "RollBack") and trial.weight >= 100 else state.stable
 
 
 def routes_of(
@@ -37,7 +38,7 @@ def routes_of(
         url: of an arm's Service.
 
     """
-    serving, trial = serving_arm(state), state.trial
+    serving, trial = serving_arm(state, split), state.trial
     routes: dict[str, Route] = {}
     for arm in arms:
         if arm == serving:
@@ -45,7 +46,7 @@ def routes_of(
             routes[arm] = _to(other, split, revisions, url, _salt(state))
         elif trial is not None and arm == trial.digest and trial.phase != "RollBack":
             routes[arm] = Route()
-        elif serving is not None:
+        elif serving in split.weights:
             # Whoever still has a connection here is served by the arm that serves everybody else.
             routes[arm] = Route(
                 canary=url(serving), weight=1.0, salt=_salt(state), digest=_policy(revisions, serving)
