@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from arena import NAME, Arena
-from cluster import Json, Namespace
+from cluster import Json, Namespace, eventually
 from prometheus import DASHBOARDS, Prometheus, asked, panels, scraping
 
 EVERYWHERE = Namespace("default")
@@ -94,26 +94,43 @@ def beside_the_cluster(folder: Path) -> Iterator[Prometheus]:
         follower.join()
 
 
+def every_query(dashboards: set[str], namespace: str, name: str) -> dict[str, str]:
+    """Those that have an answer where all is well."""
+    return {
+        f"{title}: {query}": asked(query, namespace, name, "10s")
+        for dashboard in DASHBOARDS
+        if dashboard.stem in dashboards
+        for title, query in panels(dashboard)
+        if title not in SILENT
+    }
+
+
+def assert_all_are_answered(prometheus: Prometheus, queries: dict[str, str], seconds: float) -> None:
+    """Each at least once, at whatever time."""
+    end = time.monotonic() + seconds
+    while queries and time.monotonic() < end:
+        queries = {key: query for key, query in queries.items() if not prometheus.query(query)}
+    assert list(queries) == []
+    assert prometheus.broken_rules() == []
+
+
 def test_every_panel_shows_a_rollout_that_fails(s3: Any, s3_secret: Json, tmp_path: Path) -> None:
     with Namespace.fresh("t-dashboards", s3_secret) as namespace:
         arena = Arena(namespace, s3)
         arena.open("fair")
-        missing = {
-            f"{title}: {query}": asked(query, namespace.name, NAME, "10s")
-            for dashboard in DASHBOARDS
-            if dashboard.stem != "ratchet-training"
-            for title, query in panels(dashboard)
-            if title not in SILENT
-        }
+        queries = every_query({"ratchet-serving", "ratchet-operator"}, namespace.name, NAME)
         with beside_the_cluster(tmp_path) as prometheus:
             bad = arena.offer("worse")
-            end = time.monotonic() + 150
-            while missing and time.monotonic() < end:
-                missing = {key: query for key, query in missing.items() if not prometheus.query(query)}
+            assert_all_are_answered(prometheus, queries, 150)
             assert arena.ended(bad)["outcome"] == "Failed"
-            assert list(missing) == []
-            assert prometheus.broken_rules() == []
             rolled_back = 'ALERTS{alertname="RatchetRolledBack",name="cartpole",outcome="Failed"}'
-            while not prometheus.query(rolled_back):
-                assert time.monotonic() < end
-                time.sleep(0.25)
+            eventually("the alert fires", lambda: prometheus.query(rolled_back))
+
+
+def test_every_panel_shows_a_training(namespace: Namespace, endless: Json, tmp_path: Path) -> None:
+    endless["spec"]["evaluation"] = {"everySteps": 2_000, "episodes": 1}
+    namespace.apply(endless)
+    with beside_the_cluster(tmp_path) as prometheus:
+        assert_all_are_answered(
+            prometheus, every_query({"ratchet-training"}, namespace.name, endless["metadata"]["name"]), 150
+        )
