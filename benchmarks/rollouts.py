@@ -1,6 +1,6 @@
 """Whole rollouts through judge and machine: wrong rollbacks, detection, promotion; next to what is usual.
 
-Usage: python benchmarks/rollouts.py [--healthy N] [--faults N] [--seed N]
+Usage: python benchmarks/rollouts.py [--healthy N] [--faults N] [--per-second N] [--seed N]
 
 A simulated cluster of two stable and two canary pods with cumulative counters. The operator asks them each
 second: one answer in 20 is lost, one second in 50 the operator dies and begins anew with what it wrote up to
@@ -177,13 +177,14 @@ def share(hits: int, runs: int) -> str:
     return f"{rate:7.2%} (+- {1.96 * math.sqrt(max(rate * (1 - rate), 1 / runs) / runs):.2%})"
 
 
-def healthy(runs: int, seed: int) -> None:
+def healthy(runs: int, per_second: float, seed: int) -> None:
+    world = World(**{**vars(WORLD), "per_second": per_second})
     spec = spec_with(strategy={"bake": "1s"})
     failed: dict[str, int] = {}
     took: list[float] = []
     others = {"windowed threshold": 0, "repeated z-test": 0}
     for run in range(runs):
-        done = Simulation(spec, WORLD, Behaviour(), seed=seed + run).run(1_800)
+        done = Simulation(spec, world, Behaviour(), seed=seed + run).run(1_800)
         if done.outcome == "Promoted":
             took.append(done.clock)
         elif done.failed_after is not None:
@@ -298,6 +299,7 @@ def main() -> None:
     )
     parser.add_argument("--healthy", type=int, default=1_000, help="healthy rollouts")
     parser.add_argument("--faults", type=int, default=100, help="rollouts of each fault, and as many healthy")
+    parser.add_argument("--per-second", type=float, default=50.0, help="requests in the healthy rollouts")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     begun = time.perf_counter()
@@ -307,7 +309,7 @@ def main() -> None:
     if options.healthy:
         few = max(20, options.healthy // 5)
         compared_with_argo(few, options.seed)
-        healthy(options.healthy, options.seed)
+        healthy(options.healthy, options.per_second, options.seed)
     print(f"\n{time.perf_counter() - begun:.0f} s")
 
 

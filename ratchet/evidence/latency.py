@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from ratchet.evidence.rates import Count, RateRatio
 
+_FURTHEST = 4
+
 
 def slower(counts: Sequence[int], edge: int) -> Count:
     """How many answers took longer than edges[edge]; none did where there is no such edge."""
@@ -34,15 +36,14 @@ def quantile_edge(counts: Sequence[int], quantile: float) -> int:
 def nearest_edge(counts: Sequence[int], quantile: float) -> int:
     """Index of the edge that the share of answers above is nearest to 1 - quantile, as a ratio.
 
-    That is the edge just below the quantile or just above. What lies above all edges has none: len(edges).
+    That is the edge just above the quantile, or the one just below where that leaves at most
+    `_FURTHEST` x 1 - quantile. What lies above all edges has none: len(edges).
     """
-    above = quantile_edge(counts, quantile)
-    total = sum(counts)
-    if not 0 < above < len(counts) - 1 or not total:
+    above, share = quantile_edge(counts, quantile), 1 - quantile
+    if not 0 < above < len(counts) - 1:
         return above
-    # One answer may not be seen yet: half of one stands for none.
-    slow_above, slow_below = (max(slower(counts, edge).bad, 0.5) / total for edge in (above, above - 1))
-    return above if slow_above * slow_below > (1 - quantile) ** 2 else above - 1
+    from_above = max(slower(counts, above).rate, share / _FURTHEST)
+    return above if from_above * slower(counts, above - 1).rate > share**2 else above - 1
 
 
 @dataclass(frozen=True, slots=True)

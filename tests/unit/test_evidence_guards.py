@@ -33,6 +33,7 @@ from ratchet.evidence import (
     source_down,
     split,
 )
+from ratchet.evidence.latency import nearest_edge
 
 RUNS = 1_000
 ALPHA = BETA = 0.05
@@ -66,6 +67,24 @@ def test_equal_latencies_stay_within_alpha_while_both_move():
 def test_a_canary_twice_as_slow_is_seen():
     rng = np.random.default_rng(2)
     assert sum(peeked_latency(rng, 0.95, 2.0, 40) for _ in range(100)) > 95
+
+
+def test_the_edge_that_is_looked_at_is_near_the_quantile_however_much_was_seen():
+    # All in one bucket: below its upper edge everything would be slow.
+    assert [nearest_edge([0, 0, n, 0, 0], 0.99) for n in (50, 10**4, 10**7)] == [2, 2, 2]
+    assert nearest_edge([0, 0, 9_890, 110, 0], 0.99) == 2  # 1.1% are above it and none above the next
+    assert nearest_edge([0, 0, 9_500, 500, 0], 0.99) == 3
+    assert nearest_edge([0, 0, 9_700, 210, 90], 0.99) == 3
+    assert nearest_edge([], 0.99) == 0
+
+
+@pytest.mark.parametrize("n", [10, 1_000])
+def test_a_canary_twice_as_slow_is_seen_where_all_answers_take_as_long(n: int):
+    guard = LatencyAgainstStable("latency", 0.99, 1.5, EDGES)
+    state = guard.start()
+    for _ in range(20):
+        state = state.add([0, 0, 0, n, 0, 0, 0, 0], [0, 10 * n, 0, 0, 0, 0, 0, 0])
+    assert guard.judge(state, ALPHA, BETA).verdict is Verdict.FAIL
 
 
 def test_a_limit_on_a_quantile_is_a_limit_on_the_share_above_an_edge():

@@ -203,22 +203,24 @@ def test_a_crash_fails_and_is_not_forgotten_with_its_pod():
 
 
 def test_a_moment_that_is_slow_for_both_arms_is_compared_with_itself():
-    """Though the answer of one arm be lost just then."""
+    """Though the canary's answer be lost just then, and all its traffic come in the bad weather."""
 
     def latency(requests: int, slow: int) -> dict[str, Any]:
-        counts = [0] * 10 + [requests - slow] + [0] * 10 + [slow] + [0] * (BUCKETS - 22)
+        counts = [0] * BUCKETS
+        counts[10], counts[21] = requests - slow, slow
         return {"latency": {"counts": counts}}
 
     judged = Judged(answer("a", 900))
-    sent, slow = 0, 0
-    for second in range(1, 200):
-        sent, slow = sent + 50, slow + (5 if second % 10 == 0 else 0)
-        stable = answer("a", 900 + second, own(sent, **latency(sent, slow)))
-        canary = answer("canary", second, theirs(sent, **latency(sent, slow)), arm=NEW)
-        is_lost = second % 10 == 0
-        judged.look(stable, PodAnswer("canary", NEW, None) if is_lost else canary)
-    assert judged.of("latency").stable_n == pytest.approx(sent, abs=100)
-    assert judged.of("latency").evidence < 2
+    for second in range(1, 121):
+        late, slow = max(0, second - 100), 25 * max(0, second // 10 - 10)
+        stable = answer("a", 900 + second, own(50 * second, **latency(50 * second, slow)))
+        canary = answer("canary", 1 + second, theirs(50 * late, **latency(50 * late, slow)), arm=NEW)
+        judged.look(stable, PodAnswer("canary", NEW, None) if second % 10 == 0 else canary)
+    judged.look(stable, canary)
+    assert judged.of("latency").canary_n == 1_000
+    assert judged.evidence.latency is not None
+    assert judged.evidence.latency.ratio.canary.bad == judged.evidence.latency.ratio.stable.bad == 50
+    assert judged.of("latency").evidence < 1
 
 
 def test_arms_that_act_in_different_spaces_are_not_compared():
