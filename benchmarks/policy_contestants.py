@@ -43,7 +43,8 @@ class Decider:
 
 def floor(port: int, _folder: str) -> None:
     import uvloop
-    from ratchet_inference.http import Exchange, Limits, Listener
+    from ratchet_inference.exchange import Exchange
+    from ratchet_inference.http import Limits, Listener
 
     answer = b'{"action":0,"logProbability":-0.6931471805599453,"digest":"' + b"0" * 64 + b'"}'
 

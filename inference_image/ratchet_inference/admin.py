@@ -14,7 +14,7 @@ from ratchet.api.v1alpha1.serverstats import Route
 from ratchet.policies.errors import ArtifactError, ArtifactUnavailable
 from ratchet_inference.asking import read_json
 from ratchet_inference.dispatch import Dispatch
-from ratchet_inference.http import Exchange
+from ratchet_inference.exchange import Exchange
 from ratchet_inference.problems import Problem, bad_request, internal
 from ratchet_inference.seams import Swappable
 from ratchet_inference.sessions import Sessions

@@ -4,7 +4,7 @@ import hmac
 import logging
 from collections.abc import Callable, Mapping
 
-from ratchet_inference.http import Exchange
+from ratchet_inference.exchange import Exchange
 from ratchet_inference.problems import Problem, internal
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any, cast
 from urllib.parse import parse_qs
 
 from ratchet_inference.asking import LONGEST_NAME, Question, from_json, read_json
-from ratchet_inference.http import Exchange
+from ratchet_inference.exchange import Exchange
 from ratchet_inference.problems import Problem, bad_request
 from ratchet_inference.sessions import Sessions
 from ratchet_inference.websocket import WebSocket, handshake

@@ -9,19 +9,13 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
+from ratchet_inference.exchange import Exchange, Upgraded
 from ratchet_inference.problems import Problem
 
-JSON = b"application/json"
-_PREFIX = {
-    status.value: b"HTTP/1.1 %d %s\r\ncontent-type: " % (status.value, status.phrase.encode())
-    for status in HTTPStatus
-}
-_OK_JSON = _PREFIX[200] + JSON + b"\r\ncontent-length: %d\r\n\r\n%b"
 # `Expect` was answered when the head came first.
 _OF_THE_OFFER = frozenset({b"upgrade", b"connection", b"expect"})
 # A client that pipelines more than this waits until some are answered.
@@ -47,65 +41,6 @@ class Limits:
     connections: int = 20_000
     request_seconds: float = 10.0
     idle_seconds: float = 120.0
-
-
-class Upgraded(Protocol):
-    """What takes a connection over after `101 Switching Protocols`."""
-
-    def data_received(self, data: bytes) -> None:
-        """More bytes of the new protocol."""
-        ...
-
-    def connection_lost(self) -> None:
-        """The socket is gone."""
-        ...
-
-    def drain(self) -> None:
-        """Ends as soon as the new protocol allows it."""
-        ...
-
-    def ping(self) -> None:
-        """Asks the client for a sign of life."""
-        ...
-
-
-class Exchange:
-    """One request, and the place where its answer goes. Answers may come in any order."""
-
-    __slots__ = ("_connection", "answer", "body", "headers", "last", "method", "path", "query", "received")
-
-    def __init__(self, connection: "Connection", method: bytes, path: bytes, query: bytes) -> None:
-        self._connection = connection
-        self.method = method
-        self.path = path
-        self.query = query
-        self.headers: dict[bytes, bytes] = {}
-        self.body = b""
-        self.received = 0.0
-        self.answer: bytes | None = None
-        self.last = False
-
-    def respond(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
-        """Answers; `headers` are whole lines."""
-        if status == 200 and not headers and not self.last and kind is JSON:
-            self.answer = _OK_JSON % (len(body), body)
-        else:
-            if self.last:
-                headers += b"connection: close\r\n"
-            length = b"\r\ncontent-length: %d\r\n" % len(body)
-            content = b"" if self.method == b"HEAD" else body
-            self.answer = b"".join((_PREFIX[status], kind, length, headers, b"\r\n", content))
-        self._connection.flush()
-
-    def refuse(self, problem: Problem, body: bytes | None = None) -> None:
-        """Answers with a problem, in words of its own or in `body`, and counts it."""
-        self._connection.listener.refusals[problem.code] += 1
-        headers = b"retry-after: 1\r\n" if problem.status == 503 else b""
-        self.respond(problem.status, body or problem.body(), headers=headers)
-
-    def upgrade(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:
-        """Sends `101`, and hands the connection over."""
-        self._connection.hand_over(answer, build)
 
 
 class Listener:
@@ -348,6 +283,10 @@ class Connection(asyncio.Protocol):
                 return
         if full and len(waiting) <= PIPELINE and not self._paused and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    def refused(self, problem: Problem) -> None:
+        """Counts a request that was wrong."""
+        self.listener.refusals[problem.code] += 1
 
     def hand_over(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:
         """The connection speaks another protocol from here on."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ratchet_inference.application import Handler
 from ratchet_inference.asking import Question, from_json, read_json
+from ratchet_inference.exchange import Exchange
 from ratchet_inference.fitting import numbers
-from ratchet_inference.http import Exchange
 from ratchet_inference.problems import Problem, bad_request
 from ratchet_inference.seams import Policy, Residents
 

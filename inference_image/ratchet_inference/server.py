@@ -15,8 +15,9 @@ from ratchet_inference.behind import Forwarding
 from ratchet_inference.decisions.rewards import Rewards
 from ratchet_inference.dispatch import Dispatch
 from ratchet_inference.episodes import Episodes
+from ratchet_inference.exchange import Exchange
 from ratchet_inference.hop import MISDIRECTED
-from ratchet_inference.http import Exchange, Limits, Listener
+from ratchet_inference.http import Limits, Listener
 from ratchet_inference.metrics import CONTENT_TYPE, render
 from ratchet_inference.openinference import OpenInference
 from ratchet_inference.problems import Problem

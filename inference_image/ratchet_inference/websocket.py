@@ -6,7 +6,7 @@ import binascii
 import hashlib
 from collections.abc import Callable
 
-from ratchet_inference.http import Exchange
+from ratchet_inference.exchange import Exchange
 from ratchet_inference.problems import Problem, bad_request
 
 _MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
