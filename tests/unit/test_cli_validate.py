@@ -1,10 +1,12 @@
 """`ratchet validate`: files, folders, several documents, YAML that is none, and exit codes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from ratchet.cli.main import app
@@ -93,3 +95,31 @@ def test_problems_as_data():
     (problem,) = json.loads(result.stdout)["problems"]
     assert problem["path"] == "kind"
     assert '"RLTrainingJob", "RolloutPool"' in problem["message"]
+
+
+GUIDE = (ROOT / "docs" / "policy-deployment.md").read_text()
+STRATEGIES = re.findall(r"^\| `(\{type: .*?\})` \|", GUIDE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_strategy_of_the_guide_is_valid_as_it_is_written_there(strategy: str):
+    returns = yaml.safe_load(strategy)["type"] == "AB"
+    text = f"""
+apiVersion: ratchet.dev/v1alpha1
+kind: PolicyDeployment
+metadata: {{name: cartpole}}
+spec:
+  source: {{type: TrainingJob, trainingJob: {{jobRef: {{name: cartpole}}}}}}
+  guards: {{episodeReturn: {{enabled: {str(returns).lower()}}}}}
+  strategy: {strategy}
+"""
+
+    result = validate("-f", "-", stdin=text)
+
+    assert result.exit_code == Exit.OK, result.output
+
+
+def test_the_guide_shows_every_strategy():
+    assert [yaml.safe_load(one)["type"] for one in STRATEGIES] == [
+        "Canary", "BlueGreen", "Shadow", "AB", "AllAtOnce",
+    ]  # fmt: skip
