@@ -27,6 +27,7 @@ from ratchet_operator.observe import most_devices_on_a_node
 from ratchet_operator.workqueue import Lane, WorkQueue
 
 CHILDREN_SECONDS = 0.1  # from a change of a child to the step that it asks for
+APART_SECONDS = 1.0  # between two such steps: while pods start, one change follows the other
 OURS = (TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT)
 OWNERS = frozenset(kind.kind for kind in OURS)
 
@@ -146,7 +147,7 @@ class Feed:
 
     def _soon(self, key: Key, lane: Lane) -> None:
         """Changes of children come in flocks, and many repeat what we wrote: one step for all of them."""
-        self._queue.add_after(key, CHILDREN_SECONDS, lane)
+        self._queue.add_after(key, CHILDREN_SECONDS, lane, apart=APART_SECONDS)
 
     def _nodes_changed(self) -> None:
         devices = most_devices_on_a_node(list(self._cache[NODE]))

@@ -43,6 +43,7 @@ class WorkQueue:
         self._failures: dict[Key, int] = {}
         self._later: list[tuple[float, Key, Lane]] = []
         self._due: dict[Key, float] = {}
+        self._begun: dict[Key, float] = {}
         self._in_a_row = 0
         self._wake = asyncio.Event()
 
@@ -60,9 +61,11 @@ class WorkQueue:
         self._lanes[lane][key] = since
         self._wake.set()
 
-    def add_after(self, key: Key, seconds: float, lane: Lane = Lane.CHANGE) -> None:
-        """A step is needed by the clock; of several, the earliest stands."""
-        due = self._clock() + seconds
+    def add_after(self, key: Key, seconds: float, lane: Lane = Lane.CHANGE, *, apart: float = 0.0) -> None:
+        """A step is needed by the clock, though not before `apart` seconds since the last one began; of
+        several, the earliest stands.
+        """
+        due = max(self._clock() + seconds, self._begun.get(key, float("-inf")) + apart)
         if due < self._due.get(key, float("inf")):
             self._due[key] = due
             heapq.heappush(self._later, (due, key, lane))
@@ -88,8 +91,8 @@ class WorkQueue:
 
     def forget(self, key: Key) -> None:
         """The object is gone: no retries, no alarms."""
-        self._failures.pop(key, None)
-        self._due.pop(key, None)
+        for of_key in (self._failures, self._due, self._begun):
+            of_key.pop(key, None)
 
     def _release(self, key: Key) -> None:
         self._working.discard(key)
@@ -104,6 +107,7 @@ class WorkQueue:
             key = self._pick()
             if key is not None:
                 self._working.add(key)
+                self._begun[key] = self._clock()
                 return key
             self._wake.clear()
             timeout = self._later[0][0] - self._clock() if self._later else None

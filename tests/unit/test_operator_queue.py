@@ -161,3 +161,21 @@ def test_everything_that_was_added_comes_out_once(added):
         queue.add(key(name), lane)
 
     assert sorted(drained(queue)) == sorted({str(name) for name, _ in added})
+
+
+def test_what_follows_one_upon_the_other_is_kept_apart_from_the_last_step_and_the_first_is_not():
+    clock = Clock()
+    queue = WorkQueue(clock)
+
+    async def steps_until(end: float) -> list[float]:
+        """When the key had its steps, while something that asks for one happens every 0.25 s."""
+        found: list[float] = []
+        while clock.now < end:
+            queue.add_after(key("a"), 0.0, apart=1.0)
+            while queue.depth():
+                queue.done(await queue.get())
+                found.append(clock.now)
+            clock.now += 0.25
+        return found
+
+    assert asyncio.run(steps_until(3.0)) == [0.0, 1.0, 2.0]
