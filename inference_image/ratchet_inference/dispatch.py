@@ -145,12 +145,12 @@ class Dispatch:
         return rows
 
     def _named(self, digest: str | None, route: Route) -> str:
-        """The arm that has this policy; empty if none has, or none is named."""
-        if digest is None:
+        """The arm that has this policy; empty if none is named, or neither arm has it alone."""
+        here, there = self._answering.resident(digest) is not None, digest == route.digest
+        # Another image may be tried with the same policy: its name then says nothing of the arm.
+        if digest is None or here == there:
             return ""
-        if self._answering.resident(digest):
-            return STABLE
-        return CANARY if digest == route.digest else ""
+        return STABLE if here else CANARY
 
     def _arm(self, episode: str, named: str, route: Route, now: float) -> str:
         """The arm of an episode, which is remembered."""

@@ -59,6 +59,17 @@ def test_after_a_rollback_that_names_no_digest_nothing_is_sent_on():
         assert tallies(stable, "canary") == []
 
 
+def test_a_policy_that_both_arms_have_says_nothing_of_the_arm():
+    """An image is tried with the policy that serves already: its episodes stay with it all the same."""
+    with serving(Pair(policy("a"))) as canary, serving(Pair(policy("a"))) as stable:
+        send_to(stable, canary.port, 0.5, salt="s", digest=A)
+        names = [f"e{i}" for i in range(20)]
+        arms = [[act(stable, episode=name, policy=A)["arm"] for _ in range(2)] for name in names]
+        send_to(stable, canary.port, 0.0, 2, salt="s", digest=A)
+        assert act(stable, episode="other", policy=A)["arm"] == "stable"
+    assert {tuple(pair) for pair in arms} == {("stable", "stable"), ("canary", "canary")}
+
+
 def test_each_row_of_a_batch_goes_to_the_policy_that_it_names():
     with two_servers() as (stable, canary):
         send_to(stable, canary.port, 0.0, digest=C)
