@@ -375,6 +375,23 @@ def test_an_order_that_makes_no_sense_now_is_refused_with_what_would(verb: str, 
     assert why in result.stderr
 
 
+def test_what_to_type_next_reaches_the_same_cluster():
+    cluster = Recorded(states.STAGE_2)
+    cluster.after = states.FAILING
+
+    told = run(cluster, "abort", "cartpole", "-n", "research", "--context", "gpu").stdout
+
+    assert "ratchet rollout status cartpole --watch --namespace research --context gpu" in told
+
+
+def test_nobody_is_advised_to_go_back_to_what_is_quarantined():
+    resource = copy.deepcopy(states.ROLLED_BACK)
+    assert "rollout undo" in shown(resource)
+
+    resource["status"]["previous"] = NEW
+    assert "rollout undo" not in shown(resource)
+
+
 def test_what_waits_for_a_persons_word_is_begun_by_promote():
     source = {**states.JOB, "trainingJob": {**states.JOB["trainingJob"], "follow": "OnApproval"}}
     waiting = deployment(
@@ -409,11 +426,11 @@ def test_a_paused_manifest_is_said_and_not_resumed_by_an_order():
 
 def test_verdicts_that_acted_before_do_not_stand_beside_those_of_now():
     resource = copy.deepcopy(states.STAGE_2)
-    acted = states.errors(0, 600).to_wire() | {"action": "Advance"}
+    acted = states.nan(0, 600).to_wire() | {"action": "Advance"}
     resource["status"]["decisions"].insert(0, acted)
 
-    assert shown(resource).count("errorRate  ") == 1
-    assert "errorRate  waiting" in shown(resource)
+    assert [record.guard for record in read(resource).decisions] == ["errorRate", "nan"]
+    assert read(resource).decisions[1].canary_samples == 180
 
 
 def test_a_watch_waits_until_enough_pods_are_there():

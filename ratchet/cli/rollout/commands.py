@@ -142,7 +142,13 @@ def _add(verb: Verb, what: str) -> None:
         kubeconfig: Kubeconfig = None,
         output: Format = None,
     ) -> None:
-        _order(reach(ctx, Target(namespace, context, kubeconfig)), verb, name, output)
+        target = Target(namespace, context, kubeconfig)
+        where = "".join(
+            f" --{flag} {text}"
+            for flag, text in (("namespace", namespace), ("context", context), ("kubeconfig", kubeconfig))
+            if text
+        )
+        _order(reach(ctx, target), verb, name, output, where)
 
     _ = order
 
@@ -155,7 +161,9 @@ _add("undo", "Go back to the policy that served before; with a trial, abort it."
 _add("retry", "Try again what was quarantined, timed out or undone.")
 
 
-def _order(cluster: Cluster, verb: Verb, name: str, output: Literal["json", "yaml"] | None) -> None:
+def _order(
+    cluster: Cluster, verb: Verb, name: str, output: Literal["json", "yaml"] | None, where: str
+) -> None:
     seen = read(existing(cluster, POLICY_DEPLOYMENT, name))
     if why := refusal(verb, seen):
         raise CommandError(why)
@@ -173,7 +181,7 @@ def _order(cluster: Cluster, verb: Verb, name: str, output: Literal["json", "yam
     else:
         typer.echo(f"{name}: {verb} taken. {taken.reason}: {taken.message}")
         if taken.status.trial is not None or verb in ("undo", "retry"):
-            typer.echo(f"follow it: ratchet rollout status {name} --watch")
+            typer.echo(f"follow it: ratchet rollout status {name} --watch{where}")
 
 
 def _taken(cluster: Cluster, name: str, written: str) -> Seen | None:

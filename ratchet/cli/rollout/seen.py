@@ -61,8 +61,13 @@ class Seen:
     @property
     def decisions(self) -> list[DecisionRecord]:
         """What each guard says of the present trial; before it in the status stand verdicts that acted."""
-        newest = {record.guard: record for record in self.status.decisions}
-        return list(newest.values()) if self.status.trial is not None else []
+        if self.status.trial is None or self.status.trial.phase == "Surge":
+            return []
+        newest: dict[str, DecisionRecord] = {}
+        for record in self.status.decisions:
+            newest.pop(record.guard, None)  # or it would keep the place of the one that acted
+            newest[record.guard] = record
+        return list(newest.values())
 
     @property
     def reason(self) -> str:

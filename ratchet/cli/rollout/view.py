@@ -177,6 +177,7 @@ def _lineage(seen: Seen) -> RenderableType | None:
 def _hints(seen: Seen) -> list[str]:
     """What a person can do now, as it is typed."""
     name, trial = seen.name, seen.status.trial
+    quarantined = [item.digest for item in seen.status.quarantined]
     match seen.reason:
         case "AwaitingApproval" if trial is None:
             return [f"begin: ratchet rollout promote {name}"]
@@ -184,8 +185,8 @@ def _hints(seen: Seen) -> list[str]:
             return [f"go on: ratchet rollout resume {name}", f"take it back: ratchet rollout abort {name}"]
         case "Quarantined" | "AttemptsExhausted":
             return [f"try it again: ratchet rollout retry {name}"]
-        case _ if trial is None and seen.status.previous is not None:
-            before = short(seen.status.previous)
+        case _ if trial is None and seen.status.previous not in (None, *quarantined):
+            before = short(seen.status.previous or "")
             return [f"{before} served before; go back to it: ratchet rollout undo {name}"]
         case _:
             return []
