@@ -26,7 +26,12 @@ from ratchet.policies.formats import FORMATS  # noqa: E402
 from ratchet.policies.networks import NumpyNetwork  # noqa: E402
 from ratchet.policies.torchnetwork import TorchNetwork  # noqa: E402
 
-SIZES = {"CartPole, 64x64": (4, 2, (64, 64)), "large, 1024x1024": (256, 16, (1024, 1024))}
+SIZES = {
+    "CartPole, 64x64": (4, 2, (64, 64)),
+    "512x512": (128, 16, (512, 512)),
+    "1024x1024": (256, 16, (1024, 1024)),
+    "2048x2048": (256, 16, (2048, 2048)),
+}
 BATCHES = (1, 4, 16, 64, 256)
 AT_LEAST_SECONDS = 0.02
 
