@@ -12,7 +12,7 @@ STORAGE: Json = {
     "secretRef": {"name": "s3-credentials"},
 }
 # The players' episodes end after so many steps, each of which is worth 1.
-LONGEST_EPISODE = 40
+LONGEST_EPISODE = 25
 
 
 def source(policy: Stored) -> Json:
@@ -52,7 +52,7 @@ def manifest(name: str, first: Json, **spec: Any) -> Json:
                     ]
                 },
                 "bake": "5s",
-                "progressDeadline": "60s",
+                "progressDeadline": "120s",
                 "cooldown": "1s",
             },
             "guards": {
@@ -67,7 +67,7 @@ def manifest(name: str, first: Json, **spec: Any) -> Json:
                     "maxRelativeDrop": 0.2,
                     "range": {"low": 0, "high": LONGEST_EPISODE},
                     "window": "1s",
-                    "horizon": "3s",
+                    "horizon": "5s",
                 },
             },
             **spec,

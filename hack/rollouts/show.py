@@ -3,7 +3,7 @@
     PYTHONPATH=hack python -m rollouts.show NAME      # of a trained RLTrainingJob in the present namespace
 
 Each act changes `spec.source` of one PolicyDeployment and is followed by `ratchet rollout status --watch`,
-while players ask for 200 pushes a second. It ends with another code than 0 where an act does not end as told,
+while players ask for 100 pushes a second. It ends with another code than 0 where an act does not end as told,
 or where the players met anything but valid answers, or an episode of theirs changed its policy.
 """
 
@@ -77,7 +77,7 @@ class Show:
         kubectl("delete", "policydeployment", self.name, "--ignore-not-found", "--wait")
         self._apply(deployment.manifest(self.name, source))
         self._follow(PROMOTED)
-        self.audience.start("--rate=200", "--players=8")
+        self.audience.start("--rate=100", "--players=8")
         eventually("the players are answered", lambda: (r := self.audience.report()) and (r["valid"] and r))
 
     def act(self, words: str, source: Json, wanted: int) -> None:
