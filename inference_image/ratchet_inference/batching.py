@@ -197,7 +197,11 @@ class Answering:
 
     def _answer_arms(self, questions: list[Question], step: Step, others: Sequence[Step]) -> None:
         """What another server or a route sent on is of the arm that it says, the rest is this one's own."""
-        for arm in dict.fromkeys([question.given for question in questions]):
+        arms = {question.given for question in questions}
+        if len(arms) == 1:
+            self._answer(questions, arms.pop(), step, others)
+            return
+        for arm in sorted(arms):
             self._answer([question for question in questions if question.given == arm], arm, step, others)
 
     def _answer(self, questions: list[Question], arm: str, step: Step, others: Sequence[Step]) -> None:
