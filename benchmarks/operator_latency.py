@@ -1,7 +1,7 @@
 """Ratchet's operator next to KubeRay's, on one simulated control plane in one run.
 
 Usage: python benchmarks/operator_latency.py [--samples N] [--bursts 100,300] [--many 1000] [--alone]
-       [--seconds 520]
+       [--seconds 530]
 
 KWOK plays nodes and pods; both operators run as processes of this machine, with their defaults. Every time is
 the API server's own: the audit log says, to the microsecond, when a request was answered. "Create to first
@@ -470,11 +470,11 @@ async def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--samples", type=int, default=40, help="of each latency when idle")
+    parser.add_argument("--samples", type=int, default=30, help="of each latency when idle")
     parser.add_argument("--bursts", default="100,300", help="sizes, with commas")
     parser.add_argument("--many", type=int, default=1000, help="jobs of the quiet minute; 0 leaves it out")
     parser.add_argument("--alone", action="store_true", help="without KubeRay")
-    parser.add_argument("--seconds", type=float, default=520, help="after which it ends, done or not")
+    parser.add_argument("--seconds", type=float, default=530, help="after which it ends, done or not")
     parser.add_argument("--logs", type=Path, help="folder to leave the operators' logs in")
     arguments = parser.parse_args()
     with contest(AUDIT_POLICY, arguments.alone) as (cluster, contestants):

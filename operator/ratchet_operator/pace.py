@@ -5,12 +5,14 @@ time: one write for a flock of changes; and who had to wait comes back more and 
 nobody waits.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 from ratchet_operator.kinds import Key
 
 APART, LONGEST_APART = 2.0, 16.0  # seconds between two writes of one object's status
 TOGETHER = 20.0  # writes a second of all objects
+CROWD, CROWD_SECONDS = 16, 30.0  # so many new objects in so many seconds are a crowd
 
 
 class Pace:
@@ -25,14 +27,20 @@ class Pace:
         self._clock = clock
         self._written: dict[Key, float] = {}
         self._apart: dict[Key, float] = {}
-        """Of who had to wait for his last turn."""
+        """Of who had to wait for his last turn, or had it in a crowd."""
+        self._newest: deque[float] = deque(maxlen=CROWD)
         self._turns: dict[Key, float] = {}
         self._free = float("-inf")
         """When the next turn that nobody has may begin."""
 
     def begin(self, key: Key) -> None:
         """A new object: it has nothing to say before its children had time to come."""
-        self._written.setdefault(key, self._clock())
+        if key in self._written:
+            return
+        self._written[key] = self._clock()
+        self._newest.append(self._clock())
+        if self._is_crowd():
+            self._apart[key] = 2 * APART
 
     def wait(self, key: Key) -> float:
         """Seconds until this object's turn, which is kept for it; 0 where it is now."""
@@ -44,7 +52,7 @@ class Pace:
                 return earliest - now
             turn = self._turns[key] = max(now, self._free)
             self._free = turn + 1 / TOGETHER
-            if turn > now:
+            if turn > now or self._is_crowd():
                 self._apart[key] = min(LONGEST_APART, 2 * self._apart.get(key, APART))
             else:
                 self._apart.pop(key, None)
@@ -54,6 +62,9 @@ class Pace:
         """Its status was written."""
         self._turns.pop(key, None)
         self._written[key] = self._clock()
+
+    def _is_crowd(self) -> bool:
+        return len(self._newest) == CROWD and self._clock() - self._newest[0] < CROWD_SECONDS
 
     def forget(self, key: Key) -> None:
         """The object is gone."""

@@ -2,7 +2,7 @@
 
 import pytest
 from ratchet_operator.kinds import Key
-from ratchet_operator.pace import APART, LONGEST_APART, TOGETHER, Pace
+from ratchet_operator.pace import APART, CROWD, CROWD_SECONDS, LONGEST_APART, TOGETHER, Pace
 
 
 def key(number: int) -> Key:
@@ -30,7 +30,8 @@ def test_who_writes_alone_writes_at_once_and_then_after_a_while():
 def test_a_new_object_waits_though_it_has_never_written():
     pace = Pace(Clock())
 
-    pace.begin(key(1))
+    for _ in range(CROWD):  # its steps before it has written; one is no crowd
+        pace.begin(key(1))
 
     assert pace.wait(key(1)) == APART
 
@@ -64,3 +65,21 @@ def test_who_had_to_wait_comes_back_more_and_more_rarely_until_the_crowd_is_gone
         clock.now += LONGEST_APART
 
     assert apart == pytest.approx([2 * APART, 4 * APART, LONGEST_APART, APART])
+
+
+def test_in_a_crowd_of_new_objects_each_comes_more_rarely_until_it_is_over():
+    clock = Clock()
+    pace = Pace(clock)
+    for number in range(CROWD):
+        pace.begin(key(number))
+    last = key(CROWD - 1)
+
+    assert pace.wait(last) == 2 * APART
+    clock.now += 2 * APART
+    assert pace.wait(last) == 0.0
+    pace.wrote(last)
+    assert pace.wait(last) == 4 * APART
+    clock.now += CROWD_SECONDS
+    assert pace.wait(last) == 0.0
+    pace.wrote(last)
+    assert pace.wait(last) == APART
