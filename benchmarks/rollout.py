@@ -57,7 +57,7 @@ CASES = {
     "its servers die": Case(lambda: cartpoles.balancing(seed=9), {}, "SIGKILL"),
     "its servers hang": Case(lambda: cartpoles.balancing(seed=8), {}, "SIGSTOP"),
     "NaN": Case(cartpoles.not_a_number, {}),
-    "one error in fifteen": Case(cartpoles.not_a_number, {"nan": {"enabled": False}}),
+    "one error in twenty": Case(cartpoles.not_a_number, {"nan": {"enabled": False}}),
     "many times slower": Case(cartpoles.slow, {}),
     "returns of 9 instead of 50": Case(lambda: cartpoles.balancing(cartpoles.DROPS), {}),
 }

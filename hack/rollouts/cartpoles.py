@@ -31,8 +31,8 @@ BALANCES = (0.5, 1.0, 10.0, 5.0)  # 500 of 500 steps, also from far off
 STANDS = (0.0, 0.0, 10.0, 5.0)  # keeps the pole up and lets the cart run away: about 420 of 500
 GUESSES = (0.0, 0.0, 0.0, 0.0)  # tosses a coin: about 22
 DROPS = (0.0, 0.0, -10.0, -5.0)  # pushes the wrong way: 9
-# The pole of a good policy turns faster than this, in rad/s, in about one of fifteen steps.
-TURNS_FAST = 0.25
+# The pole of a good policy turns faster than this, in rad/s, in about one of twenty steps.
+TURNS_FAST = 0.28
 MANIFESTS = "manifests"
 
 

@@ -21,7 +21,8 @@ from ratchet.policies.sources import Server, read_source
 
 
 def answers(made: Artifact, episodes: int = 20, steps: int = 50) -> tuple[float, float]:
-    """Mean return, and the share of answers that were NaN."""
+    """Mean return, and the share of answers that were NaN, where another policy answers instead."""
+    other = cartpoles.balancing().policy(seed=0)
     served, env = made.policy(seed=0), gymnasium.make("CartPole-v1", max_episode_steps=steps)
     returns: list[float] = []
     wrong = asked = 0
@@ -32,7 +33,9 @@ def answers(made: Artifact, episodes: int = 20, steps: int = 50) -> tuple[float,
             with np.errstate(over="ignore", invalid="ignore"):
                 decisions = served.decide(**plain(observation[None], seeds=[None]))
             asked += 1
-            wrong += not np.isfinite(decisions.log_probability[0])
+            if not np.isfinite(decisions.log_probability[0]):
+                wrong += 1
+                decisions = other.decide(**plain(observation[None], seeds=[None]))
             observation, reward, terminated, truncated, _ = env.step(int(decisions.action[0]))
             total, over = total + float(reward), terminated or truncated
         returns.append(total)
@@ -52,10 +55,10 @@ def test_a_policy_balances_as_well_as_its_name_says(
     assert wrong == 0
 
 
-def test_the_policy_that_answers_nan_passes_every_check_and_does_so_for_one_in_fifteen() -> None:
+def test_the_policy_that_answers_nan_passes_every_check_and_does_so_for_one_in_twenty() -> None:
     _, wrong = answers(cartpoles.not_a_number(), episodes=100)
 
-    assert 0.03 < wrong < 0.13
+    assert 0.03 < wrong < 0.09
 
 
 def test_a_slow_policy_does_the_same_as_a_fast_one() -> None:
