@@ -65,10 +65,10 @@ class _Look:
 
     def count(self, answers: tuple[PodAnswer, ...], clock: float) -> None:
         """Work out the rates, over some seconds each time."""
-        if (elapsed := clock - self.counted_at) < RATE_SECONDS:
+        if clock - self.counted_at < RATE_SECONDS:
             return
         if self.counted:
-            self.rates = rates(self.counted, answers, elapsed)
+            self.rates = rates(self.counted, answers)
         self.counted, self.counted_at = answers, clock
 
 

@@ -9,22 +9,22 @@ from ratchet_operator.rollout.judging import PodAnswer
 DIGITS = 3
 
 
-def rates(before: Sequence[PodAnswer], after: Sequence[PodAnswer], seconds: float) -> dict[str, float]:
+def rates(before: Sequence[PodAnswer], after: Sequence[PodAnswer]) -> dict[str, float]:
     """Requests a second by arm, of the servers that were there both times; copies are none.
 
     Args:
         before: what was said at the look before.
-        after: what is said now.
-        seconds: between the two looks, above 0.
+        after: what is said now, by servers whose own clocks say how long that was: an answer may be slow.
 
     """
-    known = {(one.uid, one.stats.incarnation): _answered(one.stats) for one in before if one.stats}
+    known = {(one.uid, one.stats.incarnation): one.stats for one in before if one.stats}
     found: dict[str, float] = {}
     for one in after:
         if one.stats is not None:
-            now = _answered(one.stats)
-            more = now - known.get((one.uid, one.stats.incarnation), now)
-            found[one.arm] = found.get(one.arm, 0.0) + max(0, more) / seconds
+            then = known.get((one.uid, one.stats.incarnation), one.stats)
+            seconds = one.stats.uptime_seconds - then.uptime_seconds
+            more = max(0, _answered(one.stats) - _answered(then))
+            found[one.arm] = found.get(one.arm, 0.0) + (more / seconds if seconds > 0 else 0.0)
     return {arm: float(f"{rate:.{DIGITS}g}") for arm, rate in found.items()}
 
 
