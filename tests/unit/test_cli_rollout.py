@@ -177,7 +177,7 @@ def test_an_ab_test_without_returns_says_so():
     resource = copy.deepcopy(states.AB_BETTER)
     resource["status"]["decisions"] = []
 
-    assert "Difference of mean returns: no returns yet" in shown(resource)
+    assert "Difference of mean returns: no returns of both arms yet" in shown(resource)
 
 
 def test_no_clock_is_shown_while_paused_or_once_it_has_run_out():

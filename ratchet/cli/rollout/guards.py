@@ -112,10 +112,10 @@ def _odds(odds: float | None) -> str:
     return short(odds) if odds >= 10 else f"{odds:.2g}"
 
 
-def report(record: DecisionRecord) -> tuple[str, str]:
+def report(record: DecisionRecord | None) -> tuple[str, str]:
     """What an A/B test has found: a conclusion and the figures behind it."""
-    if record.estimate is None or record.canary_samples == 0 or record.stable_samples == 0:
-        return "no difference yet", "no returns of both arms to compare"
+    if record is None or record.estimate is None or not (record.canary_samples and record.stable_samples):
+        return "no returns of both arms yet", ""
     low, high = record.low, record.high
     if low is not None and low > 0:
         conclusion = "the trial is better"
@@ -128,6 +128,6 @@ def report(record: DecisionRecord) -> tuple[str, str]:
     )
     figures = (
         f"{_signed(record.estimate)} ({interval(record)}{sure}) over {record.canary_samples:,} and "
-        f"{record.stable_samples:,} episodes"
+        f"{record.stable_samples:,} episodes: "
     )
     return conclusion, figures

@@ -150,10 +150,8 @@ def _reasons(records: list[DecisionRecord], said: str) -> list[RenderableType]:
 
 def _report(records: list[DecisionRecord]) -> RenderableType:
     found = next((one for one in records if one.guard == "episodeReturn"), None)
-    if found is None:
-        return Text("Difference of mean returns: no returns yet")
     conclusion, figures = guards.report(found)
-    return Text.assemble(("Difference of mean returns: ", "bold"), figures, ": ", (conclusion, "bold"))
+    return Text.assemble(("Difference of mean returns: ", "bold"), figures, (conclusion, "bold"))
 
 
 def _lineage(seen: Seen) -> RenderableType | None:
