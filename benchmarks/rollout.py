@@ -117,7 +117,7 @@ def measure(case: Case, bad: Stored, good: Stored, audience: Audience, rate: flo
         "answers": report["canary"]["answers"],
         "instead": report["instead"]["answers"],
         "failed": report["failed"],
-        "changed": report["changed"],
+        "changed": sum(n for policy, n in report["changed"].items() if policy != bad.policy),
         "requests": report["requests"],
         "why": past["message"],
     }

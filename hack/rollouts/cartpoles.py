@@ -74,7 +74,7 @@ def not_a_number() -> Artifact:
     return _artifact(spec, parameters)
 
 
-def too_large(width: int = 6144) -> Artifact:
+def too_large(width: int = 7168) -> Artifact:
     """Needs more memory, once it is read, than the container of a small server has: the kernel ends it."""
     return slow(width)
 

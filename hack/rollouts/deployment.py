@@ -40,7 +40,7 @@ def manifest(name: str, first: Json, **spec: Any) -> Json:
             "server": {
                 "resources": {
                     "requests": {"cpu": "100m", "memory": "64Mi"},
-                    "limits": {"memory": "256Mi"},
+                    "limits": {"memory": "384Mi"},
                 }
             },
             "strategy": {

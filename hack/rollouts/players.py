@@ -56,7 +56,8 @@ class Report:
         invalid: answers that were none, in words.
         retries: of the client.
         lost_rewards: returns that no server took.
-        changed: episodes that were answered by a second policy, in words; fallbacks aside.
+        changed: episodes that were answered by a second policy, by the first one; fallbacks aside.
+        changes: the last of them in words.
         fallbacks: answers by the step of the server's chain that gave them, with the arm before it.
         policies: by digest, without fallbacks.
         canary: answers on the canary's arm, whoever gave them in the end.
@@ -72,8 +73,8 @@ class Report:
     retries: int = 0
     lost_rewards: int = 0
     episodes: int = 0
-    changed: list[str] = field(default_factory=list[str])
-    changes: int = 0
+    changed: Counter[str] = field(default_factory=Counter[str])
+    changes: list[str] = field(default_factory=list[str])
     fallbacks: Counter[str] = field(default_factory=Counter[str])
     policies: dict[str, OfPolicy] = field(default_factory=dict[str, OfPolicy])
     canary: OfPolicy = field(default_factory=OfPolicy)
@@ -109,8 +110,8 @@ class Report:
                 "retries": self.retries,
                 "lostRewards": self.lost_rewards,
                 "episodes": self.episodes,
-                "changed": self.changes,
-                "changes": self.changed,
+                "changed": self.changed,
+                "changes": self.changes,
                 "fallbacks": self.fallbacks,
                 "policies": {digest: _of_policy(one) for digest, one in self.policies.items()},
                 "canary": _of_policy(self.canary),
@@ -174,10 +175,10 @@ class Player:
             if self.ending.is_set():
                 return
             if action is not None and action.fallback is None:
-                if policy not in (None, action.digest):
-                    report.changes += 1
-                    report.changed = [
-                        *report.changed,
+                if policy is not None and policy != action.digest:
+                    report.changed[policy] += 1
+                    report.changes = [
+                        *report.changes,
                         f"{time.time():.3f} {name} step {steps}: {policy} to {action.digest}",
                     ][-DETAILS:]
                 policy = action.digest

@@ -49,7 +49,7 @@ def test_an_episode_that_changes_its_policy_is_counted_and_a_fallback_is_not() -
         report = played(server.url, 20)
 
     # In the second one the last answer is the scripted server's own again.
-    assert report["changed"] == 2
+    assert report["changed"] == {"a" * 64: 2}
     assert "a" * 64 + " to " + "b" * 64 in report["changes"][0]
     assert report["fallbacks"] == {"canary>stable": 1}
     assert report["canary"]["answers"] == 1
@@ -75,6 +75,6 @@ def test_a_whole_game_with_a_real_server_has_nothing_to_complain_of() -> None:
     with serving(Pair(served), rewards=Rewards(None, RewardSettings(), time.time)) as server:
         report = played(f"http://127.0.0.1:{server.port}", 60)
 
-    assert (report["failed"], report["invalid"], report["changed"], report["lostRewards"]) == (0, [], 0, 0)
+    assert (report["failed"], report["invalid"], report["changed"], report["lostRewards"]) == (0, [], {}, 0)
     assert list(report["policies"]) == [served.digest]
     assert report["policies"][served.digest]["meanReturn"] == 3.0
