@@ -134,6 +134,10 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     if config_map is not None and not is_owned_by(config_map, context.uid):
         config_map = None
     book = read_book(config_map, live.values(), _selected(context, seen))
+    if config_map is not None and book.generation and seen.heard.generation != book.generation:
+        # Nobody has asked the servers since this was written, or this operator began: there is no reason yet
+        # to wait, nor to go on.
+        return Plan(memo=seen.memo, requeue_after=LOOK_AGAIN)
     command = command_of(obj)
     sourced = source_of(spec, seen.job)
     is_promoting = (
@@ -149,18 +153,13 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
 
     evidence, decisions = _judged(spec, book, seen, config_map, now)
     demand = _demand(context, book, seen)
-    heard = (
-        seen.heard
-        if seen.heard.generation == book.generation
-        else replace(seen.heard, split=None, traffic=None)
-    )
     look = Seen(
         source=_wanted_arm(spec, book, source),
         arms={arm: _arm(book, arm, one, seen.pods) for arm, one in live.items()},
         demand=demand,
         routed=book.routed.split,
-        split=heard.split,
-        traffic=heard.traffic,
+        split=seen.heard.split,
+        traffic=seen.heard.traffic,
         decisions=decisions,
         command=command,
     )
@@ -170,9 +169,15 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     peak = demand if spec.autoscaling is not None else 0
     noted = remember(book, wanted, decisions, {*live, *pods}, source, peak, now)
     noted = noted.model_copy(
-        update={"generation": generation_of(book, _written(config_map), routes, heard.answers)}
+        update={"generation": generation_of(book, _written(config_map), routes, seen.heard.answers)}
     )
-    memo = seen.memo.after(evidence, decisions, noted.state != book.state, now)
+    memo = seen.memo.after(
+        evidence,
+        decisions,
+        annotations_of(config_map or {}).get(EVIDENCE_ANNOTATION),
+        noted.state != book.state,
+        now,
+    )
     ledger = child(context, rollout_map(context, noted, routes, memo.stored), seen.config_map)
     base = Plan(
         secrets=_secrets(context, seen),
@@ -196,7 +201,7 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
         sourced,
         demand,
         _problem(noted, seen, taken),
-        heard.trouble,
+        seen.heard.trouble,
         seen.pods,
         seen.heard.rates,
     )
@@ -225,7 +230,11 @@ def _selected(context: ServingContext, seen: ServingSeen) -> str | None:
     live = seen.of(SERVICE).get(context.name)
     if live is None or not is_owned_by(live, context.uid):
         return None
-    return sub(live, "spec", "selector").get(REVISION_LABEL)
+    arm = sub(live, "spec", "selector").get(REVISION_LABEL)
+    # One of which nothing is ready may never have served, and must not be taken for stable.
+    return (
+        arm if any(is_ready(pod) and labels_of(pod).get(REVISION_LABEL) == arm for pod in seen.pods) else None
+    )
 
 
 def _learned(
@@ -278,7 +287,7 @@ def _judged(
     trial = book.state.trial
     if trial is None:
         return None, ()
-    name = f"{trial.digest}/{book.state.attempts.get(trial.digest, 0)}"
+    name = f"{trial.digest}/{trial.begun}"
     mine = tuple(pod for pod in seen.pods if labels_of(pod).get(REVISION_LABEL) == trial.digest)
     evidence, decisions = judge(
         court_of(spec),

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from ratchet.api.v1alpha1.policydeployment import (
     Arm,
+    DecisionRecord,
     PastTrial,
     PolicyDeploymentStatus,
     Quarantined,
@@ -101,7 +102,7 @@ def serving_status(obj: Json, context: ServingContext, shown: Shown, now: dateti
         command=state.command,
         decisions=[
             *book.records,
-            *(record(one, _action(one), now) for one in shown.decisions),
+            *_current(shown.decisions, items(live, "decisions"), now),
         ][-DECISIONS_SHOWN:],
         history=[
             PastTrial(
@@ -148,6 +149,16 @@ def _image(pod: Json) -> str | None:
         if seen.get("name") == CONTAINER and seen.get("imageID"):
             return seen["imageID"]
     return None
+
+
+def _current(decisions: Sequence[Decision], told: Sequence[Json], now: datetime) -> list[DecisionRecord]:
+    """The present verdicts; one that says what it said keeps its time, and is no reason to write."""
+    found: list[DecisionRecord] = []
+    for one in decisions:
+        fresh = record(one, _action(one), now)
+        times = (old["time"] for old in told if old == {**fresh.to_wire(), "time": old.get("time")})
+        found.append(fresh.model_copy(update={"time": next(times, fresh.time)}))
+    return found
 
 
 def _action(decision: Decision) -> str:

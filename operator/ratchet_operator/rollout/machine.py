@@ -108,7 +108,7 @@ def _idle(state: Rollout, at: At) -> _Said:
         )
     if state.cooldown_until is not None and at.seconds_since(state.cooldown_until) < 0:
         return _Said(state, "CoolingDown", f"The next trial begins after {state.cooldown_until}.")
-    trial = Trial(digest=wanted, since=at.stamp, skip=state.pin is not None)
+    trial = Trial(digest=wanted, begun=at.stamp, since=at.stamp, skip=state.pin is not None)
     begun = _with(state, trial=trial, attempts={wanted: tried + 1}, cooldown_until=None)
     return _say(begun, trial, "TrialStarted", f"{_short(wanted)} is brought up beside what serves.")
 
@@ -216,7 +216,7 @@ def _roll_back(state: Rollout, trial: Trial, at: At, outcome: Outcome, why: str)
     begun = _rolling_back(_with(state, trial=back), back, at)
     occurrence = Occurrence(
         "Normal" if outcome in ("Aborted", "Superseded") else "Warning", f"RollBack{outcome}", why,
-        f"{trial.digest}/{state.attempts.get(trial.digest, 0)}/RollBack",
+        f"{trial.digest}/{trial.begun}/RollBack",
     )  # fmt: skip
     return _Said(begun.state, begun.reason, begun.message, occurrence)
 
@@ -349,8 +349,7 @@ def _obey(state: Rollout, at: At) -> Rollout:
 
 
 def _say(state: Rollout, trial: Trial, reason: str, message: str) -> _Said:
-    attempt = state.attempts.get(trial.digest, 0)
-    id_ = f"{trial.digest}/{attempt}/{reason}/{trial.stage}/{trial.weight}"
+    id_ = f"{trial.digest}/{trial.begun}/{reason}/{trial.stage}/{trial.weight}"
     return _Said(state, reason, message, Occurrence("Normal", reason, message, id_))
 
 

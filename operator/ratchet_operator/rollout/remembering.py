@@ -34,14 +34,31 @@ class Memo:
     verdicts: tuple[tuple[str, str], ...] = ()
 
     def after(
-        self, evidence: Evidence | None, decisions: Sequence[Decision], is_turning: bool, now: datetime
+        self,
+        evidence: Evidence | None,
+        decisions: Sequence[Decision],
+        written: str | None,
+        is_turning: bool,
+        now: datetime,
     ) -> "Memo":
-        """For the next step; the evidence is stored anew where a verdict changed, and now and then."""
+        """For the next step; the evidence is stored anew where a verdict changed, and now and then.
+
+        Args:
+            evidence: as of this step, None where nothing is on trial.
+            decisions: that go with it.
+            written: the evidence as it is in the ledger. An operator that has just begun lets it stand for a
+                while: one that dies at each write would else never come to the next one.
+            is_turning: whether the ledger is written anyway.
+            now: the time.
+
+        """
         if evidence is None:
             return Memo()
         verdicts = tuple((one.guard, one.verdict.value) for one in decisions)
-        old = self.at is None or not timedelta(0) <= now - self.at < EVIDENCE_SECONDS
-        if old or is_turning or verdicts != self.verdicts:
+        if self.at is None and written is not None and not is_turning:
+            return Memo(evidence, written, now, verdicts)
+        is_old = self.at is None or not timedelta(0) <= now - self.at < EVIDENCE_SECONDS
+        if is_old or is_turning or verdicts != self.verdicts:
             return Memo(evidence, evidence.to_annotation(), now, verdicts)
         return Memo(evidence, self.stored, self.at, self.verdicts)
 

@@ -46,7 +46,7 @@ def routes_of(
             routes[arm] = _to(other, split, revisions, url, _salt(state))
         elif trial is not None and arm == trial.digest and trial.phase != "RollBack":
             routes[arm] = Route()
-        elif serving in split.weights:
+        elif serving is not None and serving in split.weights:
             # Whoever still has a connection here is served by the arm that serves everybody else.
             routes[arm] = Route(
                 canary=url(serving), weight=1.0, salt=_salt(state), digest=_policy(revisions, serving)

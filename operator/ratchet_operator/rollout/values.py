@@ -77,6 +77,7 @@ class Trial(ApiModel):
     """A digest on its way.
 
     Attributes:
+        begun: when it was; with the digest this names the trial.
         since: when the phase, or the stage at its weight, began.
         waiting_since: since when it lacks capacity or a route that is followed; None while it has both.
         weight: percent of new episodes that it may have; only ever grows until it is rolled back.
@@ -87,6 +88,7 @@ class Trial(ApiModel):
     """
 
     digest: str
+    begun: str = ""
     phase: Phase = "Surge"
     since: str
     waiting_since: str | None = None

@@ -303,7 +303,7 @@ class Autoscaling(ApiModel):
     cpu_percent: int | None = Field(default=70, ge=1, le=100, alias="cpuPercent")
     memory_percent: int | None = Field(default=None, ge=1, le=100)
     requests_per_second: int | None = Field(
-        default=None, ge=1, description="Per pod; needs a metrics API that has it."
+        default=None, ge=1, description="Per pod: the metric ratchet_requests_per_second of a metrics API."
     )
 
 
