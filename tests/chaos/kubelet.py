@@ -1,4 +1,5 @@
-"""A node that pretends: it runs every pod that appears; a trainer's pod answers /status on its own address.
+"""A node that pretends: it runs every pod that appears; a trainer's pod answers /status on its own address, a
+policy server's what `servers` says.
 
 It talks to the API server directly, never through the proxy, and keeps count of the pods it saw.
 """
@@ -16,6 +17,7 @@ import aiohttp
 from aiohttp import web
 from ratchet_operator.build.trainer import PORT
 from ratchet_operator.kinds import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_UID_LABEL
+from servers import PolicyServers
 
 from ratchet.api.v1alpha1 import TrainerStatus
 
@@ -80,6 +82,8 @@ class Kubelet:
     async def __aenter__(self) -> "Kubelet":
         app = web.Application()
         app.router.add_get("/status", self._status)
+        self.servers = PolicyServers(self._pod_behind)
+        self.servers.register(app)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         self._sites: dict[str, web.TCPSite] = {}
@@ -160,7 +164,7 @@ class Kubelet:
         number = len(self._started)
         # Loopback has sixteen million addresses; the process ID keeps two test runs apart.
         address = f"127.{64 + os.getpid() % 128}.{number // 250}.{number % 250 + 1}"
-        if component == "trainer":
+        if component in ("trainer", "server"):
             self._pods[address] = pod
             self._sites[address] = web.TCPSite(self._runner, address, PORT)
             await self._sites[address].start()
@@ -196,12 +200,15 @@ class Kubelet:
                 del self._pods[address]
                 await self._sites.pop(address).stop()
 
-    async def _status(self, request: web.Request) -> web.Response:
+    def _pod_behind(self, request: web.Request) -> Json:
         assert request.transport is not None
         pod = self._pods.get(request.transport.get_extra_info("sockname")[0])
         if pod is None:
             raise web.HTTPServiceUnavailable(text="this pod is going")
-        labels = pod["metadata"]["labels"]
+        return pod
+
+    async def _status(self, request: web.Request) -> web.Response:
+        labels = self._pod_behind(request)["metadata"]["labels"]
         uid, attempt = labels[JOB_UID_LABEL], int(labels[ATTEMPT_LABEL])
         starting = TrainerStatus(uid=uid, attempt=attempt, epoch=attempt, state="Starting")
         said = self.says.get(uid, starting).model_copy(

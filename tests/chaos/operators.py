@@ -11,6 +11,7 @@ from typing import Any
 
 from localcluster.simulated import SimulatedCluster
 from proxy import Proxy
+from servers import KEY
 
 Json = dict[str, Any]
 SYSTEM = "ratchet-system"
@@ -75,8 +76,11 @@ class Operator:
 
     async def __aenter__(self) -> "Operator":
         self._pid: int | None = None
+        environment = self.chart.environment(self.name, self.proxy.url)
+        key = self.log.with_suffix(".key")
+        key.write_text(KEY)
         self._nursery = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", NURSERY, env=self.chart.environment(self.name, self.proxy.url),
+            sys.executable, "-c", NURSERY, env={**environment, "RATCHET_ADMIN_KEY_FILE": str(key)},
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self._task = asyncio.create_task(self._run())
