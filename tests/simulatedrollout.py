@@ -20,6 +20,7 @@ from ratchet_operator.rollout.values import ArmSeen, Rollout, Seen, Split
 
 from ratchet.api.v1alpha1 import PolicyDeploymentSpec
 from ratchet.api.v1alpha1.serverstats import (
+    COHORT_SECONDS,
     LATENCY_BOUNDS_SECONDS,
     ActionStats,
     ArmStats,
@@ -31,7 +32,6 @@ from ratchet.evidence import Decision, Moments, Verdict
 
 OLD, NEW = "old", "new"
 BUDGET_SECONDS = 0.03
-COHORT_SECONDS = 60.0
 BUCKETS = len(LATENCY_BOUNDS_SECONDS) + 1
 SOURCE = {"type": "TrainingJob", "trainingJob": {"jobRef": {"name": "cartpole"}}}
 

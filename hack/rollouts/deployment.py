@@ -66,7 +66,6 @@ def manifest(name: str, first: Json, **spec: Any) -> Json:
                     "minimum": 5,
                     "maxRelativeDrop": 0.2,
                     "range": {"low": 0, "high": LONGEST_EPISODE},
-                    "window": "1s",
                     "horizon": "5s",
                 },
             },

@@ -88,7 +88,7 @@ def against(script: Script, scenario: Callable[[Configuration], Awaitable[None]]
 
 async def eventually(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
-    while not holds():  # noqa: ASYNC110
+    while not holds():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 

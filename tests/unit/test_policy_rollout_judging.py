@@ -266,7 +266,7 @@ def episodes(arm: str, policy: str, start: float, age: float, n: int, began: int
 @pytest.mark.parametrize("clock", [0.0, 1e9])
 def test_a_cohort_is_read_once_when_it_is_old_enough_whatever_its_clock_says(clock: float):
     judged = Judged(answer("a", 900), episodeReturn={"enabled": True, "horizon": "2m"})
-    for second, n in ((100, 10), (179, 20), (180, 30), (181, 40)):
+    for second, n in ((100, 10), (129, 20), (130, 30), (131, 40)):
         both = [
             episodes("canary", NEW, clock + 60, second, n // 10),
             episodes("stable", OLD, clock + 60, second, n),

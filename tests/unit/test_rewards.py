@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from ratchet_inference.decisions.returns import Returns, Tally
 from ratchet_inference.decisions.rewards import Rewards, RewardSettings
 
+from ratchet.api.v1alpha1.serverstats import COHORT_SECONDS
 from ratchet.decisions import Decision, Reward
 
 WINDOW = 60.0
@@ -214,14 +215,14 @@ def test_cohorts_keep_returns_with_those_of_their_age():
     server = Server()
     server.now = 1_200_000.0
     server.decides("a", "early")
-    server.now += 70
+    server.now += WINDOW + COHORT_SECONDS
     server.decides("b", "later")
     server.takes({"episode": "later", "return": 5})
 
     first, second = server.episodes()["cohorts"]
     assert (first["start"], first["started"], first["awaited"], first["closed"]) == (1_200_000.0, 1, 0, True)
     assert (first["missing"], second["n"], second["mean"], second["closed"]) == (1, 1, 5.0, False)
-    server.now += 60
+    server.now += COHORT_SECONDS
     assert server.episodes()["cohorts"][1]["closed"]
 
 
@@ -258,7 +259,7 @@ def test_running_sums_are_those_of_numpy(seed: int):
 
 
 def test_old_policies_and_cohorts_make_room():
-    returns = Returns(cohort_seconds=10, cohorts=3, policies=2)
+    returns = Returns(cohorts=3, policies=2)
     for digest in ("x", "y", "z"):
         for began in range(0, 100, 10):
             returns.tallies("stable", digest, began)

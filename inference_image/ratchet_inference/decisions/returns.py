@@ -9,6 +9,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from ratchet.api.v1alpha1.serverstats import COHORT_SECONDS, COHORTS_KEPT
+
 
 @dataclass(slots=True)
 class Tally:
@@ -68,14 +70,12 @@ class Returns:
     """Tallies of the newest policies, each with its newest cohorts.
 
     Args:
-        cohort_seconds: length of a cohort.
         cohorts: kept for each policy.
         policies: pairs of arm and digest that are kept.
 
     """
 
-    def __init__(self, cohort_seconds: float = 60.0, cohorts: int = 60, policies: int = 16) -> None:
-        self._seconds = cohort_seconds
+    def __init__(self, cohorts: int = COHORTS_KEPT, policies: int = 16) -> None:
         self._cohorts = cohorts
         self._policies = policies
         self._tallies: OrderedDict[tuple[str, str], tuple[Tally, OrderedDict[int, Tally]]] = OrderedDict()
@@ -88,7 +88,7 @@ class Returns:
             if len(self._tallies) > self._policies:
                 self._tallies.popitem(last=False)
         total, cohorts = self._tallies[key]
-        number = int(began // self._seconds)
+        number = int(began // COHORT_SECONDS)
         cohort = cohorts.get(number)
         if cohort is None:
             cohort = cohorts[number] = Tally()
@@ -108,9 +108,9 @@ class Returns:
                 **total.json(),
                 "cohorts": [
                     {
-                        "start": (start := number * self._seconds),
+                        "start": (start := number * COHORT_SECONDS),
                         "age": max(0.0, now - start),
-                        "closed": now >= start + self._seconds and cohort.awaited == 0,
+                        "closed": now >= start + COHORT_SECONDS and cohort.awaited == 0,
                         **cohort.json(),
                     }
                     for number, cohort in cohorts.items()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from ratchet.api.v1alpha1.serverstats import LATENCY_BOUNDS_SECONDS, ArmStats, ServerStats
+from ratchet.api.v1alpha1.serverstats import COHORT_SECONDS, LATENCY_BOUNDS_SECONDS, ArmStats, ServerStats
 from ratchet.evidence import Cohort, Count, Episodes, Moments
 from ratchet.evidence.latency import added, edge_of
 
@@ -20,7 +20,6 @@ SILENT = frozenset({"canary-timeout", "canary-unreachable"})
 # Larger action spaces are folded, wider ones cut: an annotation has room for so much of each pod.
 LARGEST_ACTIONS, WIDEST_ACTIONS = 32, 8
 # Episodes that began within this time are reported together: `Returns` of the policy server.
-COHORT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)

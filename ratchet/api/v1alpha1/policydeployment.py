@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from ratchet.api.v1alpha1.base import ApiModel, Duration, Name, Rule
+from ratchet.api.v1alpha1.base import ApiModel, Duration, Name, Rule, seconds
 from ratchet.api.v1alpha1.common import Condition, LocalReference, PodFields, SecretReference
 from ratchet.api.v1alpha1.training import S3
 
@@ -215,7 +215,6 @@ class ReturnGuard(Guard):
     max_drop: float | None = Field(default=None, ge=0, description="In units of the return.")
     baseline: float | None = Field(default=None, description="Compare with this mean too.")
     range: ReturnRange | None = None
-    window: Duration = Field(default="30s", description="Episodes that begin in one window are compared.")
     horizon: Duration = Field(default="5m", description="Time that an episode gets to end and report.")
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -223,6 +222,12 @@ class ReturnGuard(Guard):
             "!(has(self.maxDrop) && has(self.maxRelativeDrop))",
             "guards.episodeReturn has two bounds: write maxDrop or maxRelativeDrop",
             lambda self: self.max_drop is None or self.max_relative_drop is None,
+        ),
+        Rule(
+            "duration(self.horizon) <= duration('15m')",
+            "guards.episodeReturn.horizon is too long, for a server keeps the returns of 20 minutes: write "
+            "15m or less",
+            lambda self: seconds(self.horizon) <= 900,
         ),
     )
 
@@ -232,7 +237,6 @@ class DriftGuard(Guard):
 
     enabled: bool = False
     max_distance: float = Field(default=0.2, gt=0, le=1)
-    against: Literal["Stable", "Training"] = "Stable"
 
 
 class TripWire(ApiModel):

@@ -11,6 +11,8 @@ from pydantic import Field
 from ratchet.api.v1alpha1.base import ApiModel, FreeForm
 
 STATS_VERSION = 1
+COHORT_SECONDS = 10.0  # episodes that begin in the same stretch of time are compared with each other
+COHORTS_KEPT = 120
 # Ten to a factor of ten (ISO 3): a quantile that doubles moves by three.
 LATENCY_BOUNDS_SECONDS = (
     0.0001, 0.000125, 0.00016, 0.0002, 0.00025, 0.000315, 0.0004, 0.0005, 0.00063, 0.0008,
