@@ -165,7 +165,9 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     )
     wanted = machine.step(rules_of(spec), book.state, look, now)
     pods = {arm: number for arm, number in wanted.replicas.items() if number and arm in book.revisions}
-    routes = routes_of(wanted.state, wanted.split, pods, book.revisions, context.url)
+    # An arm has its route for as long as it has servers: that it may go is known before it is gone.
+    arms = {*pods, *(arm for arm in live if arm in book.revisions)}
+    routes = routes_of(wanted.state, wanted.split, arms, book.revisions, context.url)
     peak = demand if spec.autoscaling is not None else 0
     noted = remember(book, wanted, decisions, {*live, *pods}, source, peak, now)
     noted = noted.model_copy(
