@@ -189,7 +189,8 @@ class ServingWorld(World):
         ready = {f"http://{NAME}-{arm}:8080": len(pods) for arm, pods in self.arms().items()}
         for arm, route in self.routes().items():
             old = before.get(arm, Route())
-            if route.weight > (old.weight if old.canary == route.canary else 0):
+            # An arm that clients are no longer sent to may still have connections; it answers where none can.
+            if arm == self.selected() and route.weight > (old.weight if old.canary == route.canary else 0):
                 assert ready.get(route.canary or ""), f"{arm} sends to {route.canary}, where nobody is ready"
 
     def delete(self, kind: str, name: str) -> None:
@@ -313,7 +314,8 @@ class ServingWorld(World):
         if not pods:
             self.failed += 0 if self.bereaved else REQUESTS
             return
-        self.bereaved = False
+        # The first policy of all may be taken back before it was ever stable, and then there is none.
+        self.bereaved = self.bereaved and self.serving is None
         for number in range(REQUESTS if self.is_busy else 0):
             server = self.servers[name_of(pods[number % len(pods)])]
             route = server.route
