@@ -83,13 +83,15 @@ class Show:
     def act(self, words: str, source: Json, wanted: int) -> None:
         """Offers a policy and shows what becomes of it; `wanted` is the code that `ratchet` ends with."""
         self.console.print(f"\n[bold]{words}[/bold]")
+        # A merge keeps what it is not told to take away.
+        only = {"trainingJob": None, "checkpoint": None, **source}
         kubectl(
             "patch",
             "policydeployment",
             self.name,
             "--type=merge",
             "-p",
-            json.dumps({"spec": {"source": source}}),
+            json.dumps({"spec": {"source": only}}),
         )
         self._follow(wanted)
         self._live()
