@@ -14,6 +14,7 @@ from ratchet_operator.kinds import (
     Key,
     Kind,
     controller_of,
+    is_deleting,
     items,
     labels_of,
     meta,
@@ -142,8 +143,12 @@ class Feed:
         ):
             value = labels_of(obj).get(label)
             if value is not None:
-                name = self._cache[owner_kind].name_behind(namespace, value)
-                self._soon(Key(owner_kind.kind, namespace, name), lane)
+                key = Key(owner_kind.kind, namespace, self._cache[owner_kind].name_behind(namespace, value))
+                if before is not None and is_deleting(obj) and not is_deleting(before):
+                    # Why it goes can be read for as long as it is there, which may be less than a second.
+                    self._queue.add(key, lane)
+                else:
+                    self._soon(key, lane)
 
     def _soon(self, key: Key, lane: Lane) -> None:
         """Changes of children come in flocks, and many repeat what we wrote: one step for all of them."""

@@ -18,7 +18,7 @@ from ratchet_operator.kinds import (
     Json,
     label_value,
 )
-from ratchet_operator.workqueue import WorkQueue
+from ratchet_operator.workqueue import Lane, WorkQueue
 
 
 def obj(name: str, uid: str, version: int, owner: tuple[str, str] | None = None, **labels: str) -> dict:
@@ -154,6 +154,18 @@ def test_a_child_tells_its_owner_and_a_worker_pod_tells_job_and_pool():
 
     into.seen(POD, obj("p", "2", 2, owner=("Job", "w"), **{JOB_LABEL: "job", POOL_LABEL: "pool"}))
     assert told(queue) == ["RLTrainingJob/job", "RolloutPool/pool"]
+
+
+def test_a_pod_that_is_being_deleted_is_looked_at_at_once_while_it_says_why():
+    into, _, queue = feed()
+    into.seen(POD, obj("p", "1", 1, owner=("ReplicaSet", "t"), **{JOB_LABEL: "job"}))
+    told(queue)
+
+    going = obj("p", "1", 2, owner=("ReplicaSet", "t"), **{JOB_LABEL: "job"})
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    into.seen(POD, going)
+
+    assert queue.waiting(Lane.CHANGE) == 1
 
 
 def test_a_status_of_the_job_does_not_wake_its_pools_and_an_edit_does():
