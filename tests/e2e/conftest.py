@@ -57,9 +57,9 @@ def s3_secret() -> Json:
     return secret
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3() -> Iterator[Any]:
-    """A client of the cluster's S3 server."""
+    """A client of the cluster's S3 server; one test takes that away, and the way to it ends with its pod."""
     with bucket.reached() as client:
         yield client
 
