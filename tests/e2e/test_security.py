@@ -221,7 +221,8 @@ def test_no_secret_is_said_anywhere(
 def test_what_someone_else_made_under_a_childs_name_is_left_alone_and_named(
     namespace: Namespace, endless: Json, labelled: bool
 ) -> None:
-    labels = {"ratchet.dev/job": "endless"} if labelled else {}
+    # All that we watch by.
+    labels = {"ratchet.dev/job": "endless", "ratchet.dev/component": "trainer"} if labelled else {}
     theirs = {
         "apiVersion": "v1",
         "kind": "Service",
