@@ -239,8 +239,7 @@ def test_nan_in_the_loss_fails_the_job_at_once_says_what_to_lower_and_keeps_what
 
     failed = eventually("the job fails", said(namespace, "Failed", "NaN", "lower algorithm.ppo.learningRate"))
     assert failed["reason"] == "Diverged"
-    kept = checkpointed(namespace, "endless")
-    assert kept is not None
+    kept = namespace.find("rlj", "endless")["status"]["checkpoints"]["best"]
     bucket, _, key = kept["uri"].removeprefix("s3://").partition("/")
     text = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
     assert kept["digest"] == f"sha256:{hashlib.sha256(text).hexdigest()}"
