@@ -90,6 +90,24 @@ def test_servers_come_and_go_with_the_replicas(arena: Arena) -> None:
     arena.assert_nobody_noticed()
 
 
+def test_an_autoscaler_comes_with_its_field_and_goes_with_it(arena: Arena) -> None:
+    arena.patch({"replicas": 3, "autoscaling": {"maxReplicas": 4}})
+    eventually("there are its least servers", lambda: len(arena.servers()) == 3)
+    (scaler,) = arena.namespace.list("hpa")
+    assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (3, 4)
+
+    arena.patch({"replicas": 2, "autoscaling": None})
+
+    eventually(
+        "it is gone, and two servers are left",
+        lambda: (
+            not arena.namespace.list("hpa")
+            and len(arena.servers()) == 2 == arena.status()["stable"].get("ready")
+        ),
+    )
+    arena.assert_nobody_noticed()
+
+
 def test_a_server_that_crashes_comes_back(arena: Arena) -> None:
     victim = arena.servers()[0]
 
