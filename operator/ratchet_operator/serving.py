@@ -80,6 +80,7 @@ class Serving:
         self._memos: dict[Key, Memo] = {}
         self.servers = ServerWatch(cache, key, feed.servers_said)
         self._telling: set[asyncio.Task[None]] = set()
+        self._webhook = Webhook()
 
     def forget(self, key: Key) -> None:
         """The object is gone."""
@@ -116,7 +117,8 @@ class Serving:
             return
         async with aiohttp.ClientSession() as session:
             for one in loud:
-                await Webhook(session).tell(url, f"{uid_of(obj)}/{one.id}", message_of(subject, one))
+                id_ = f"{uid_of(obj)}/{one.id}"
+                await self._webhook.tell(session, url, id_, message_of(subject, one))
 
     async def _seen(self, obj: Json, key: Key, now: datetime) -> ServingSeen:
         """What is seen around a PolicyDeployment."""

@@ -47,19 +47,17 @@ class Webhook:
     """Posts messages.
 
     Args:
-        session: of the operator.
         seconds: for each try.
         pause: seconds before the second try; doubled before each further one.
 
     """
 
-    def __init__(self, session: aiohttp.ClientSession, seconds: float = 5.0, pause: float = 1.0) -> None:
-        self._session = session
+    def __init__(self, seconds: float = 5.0, pause: float = 1.0) -> None:
         self._timeout = aiohttp.ClientTimeout(total=seconds)
         self._pause = pause
         self._told: OrderedDict[str, None] = OrderedDict()
 
-    async def tell(self, url: str, id_: str, message: dict[str, Any]) -> bool:
+    async def tell(self, session: aiohttp.ClientSession, url: str, id_: str, message: dict[str, Any]) -> bool:
         """Posts a message, unless one with this id was posted before; raises nothing.
 
         Tried again only where it certainly was not taken: no connection, or status 429 or 503. An answer that
@@ -79,7 +77,7 @@ class Webhook:
             if number:
                 await asyncio.sleep(self._pause * 2 ** (number - 1))
             try:
-                async with self._session.post(
+                async with session.post(
                     url, json=message, timeout=self._timeout, allow_redirects=False
                 ) as response:
                     if 200 <= response.status < 300:

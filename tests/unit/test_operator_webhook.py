@@ -1,18 +1,24 @@
 """A chat is told once, again only where it certainly was not told, and nobody is told where it is."""
 
 import asyncio
+import base64
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import aiohttp
 import pytest
 from aiohttp import web
-from ratchet_operator.plan import Occurrence
+from ratchet_operator.adminkey import AdminKey
+from ratchet_operator.plan import Occurrence, Plan
+from ratchet_operator.serving import Serving
+from ratchet_operator.settings import Installation
 from ratchet_operator.webhook import TRIES, Webhook, message_of
 
 from ratchet.evidence import Decision, Verdict
 
+T = TypeVar("T")
 SECRET = "T000/B000/a-secret-token"
 FAILED = Occurrence("Warning", "RollBackFailed", "5% of 180 canary answers are errors.", "id-1")
 DECISIONS = [
@@ -38,15 +44,14 @@ class Chat:
 
 
 def telling(chat: Chat, *ids: str, seconds: float = 10.0) -> Sequence[bool]:
-    async def talk(webhook: Webhook, url: str) -> list[bool]:
-        return [await webhook.tell(url, id_, message_of("team/policy", FAILED, DECISIONS)) for id_ in ids]
+    async def talk(session: aiohttp.ClientSession, url: str) -> list[bool]:
+        webhook, message = Webhook(seconds, pause=0.001), message_of("team/policy", FAILED, DECISIONS)
+        return [await webhook.tell(session, url, id_, message) for id_ in ids]
 
-    return asyncio.run(_served(chat, talk, seconds))
+    return asyncio.run(_served(chat, talk))
 
 
-async def _served(
-    chat: Chat, talk: Callable[[Webhook, str], Awaitable[list[bool]]], seconds: float
-) -> list[bool]:
+async def _served(chat: Chat, talk: Callable[[aiohttp.ClientSession, str], Awaitable[T]]) -> T:
     app = web.Application()
     app.router.add_post("/{path:.*}", chat.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -55,7 +60,7 @@ async def _served(
     try:
         async with aiohttp.ClientSession() as session:
             url = f"http://127.0.0.1:{runner.addresses[0][1]}/{SECRET}"
-            return await talk(Webhook(session, seconds, pause=0.001), url)
+            return await talk(session, url)
     finally:
         await runner.cleanup()
 
@@ -74,6 +79,29 @@ def test_an_occurrence_is_told_once():
     chat = Chat()
     assert telling(chat, "id-1", "id-1", "id-2") == [True, False, True]
     assert len(chat.told) == 2
+
+
+def test_the_operator_tells_what_it_decides_again_once_too():
+    chat = Chat()
+    obj = {
+        "metadata": {"namespace": "team", "name": "policy", "uid": "u"},
+        "spec": {"webhook": {"secretRef": {"name": "chat"}}},
+    }
+
+    async def decide_twice(_: aiohttp.ClientSession, url: str) -> None:
+        async def secret(*_: Any) -> Any:
+            return {"data": {"WEBHOOK_URL": base64.b64encode(url.encode()).decode()}}
+
+        nothing: Any = SimpleNamespace(servers_said=None)
+        serving = Serving(
+            SimpleNamespace(get=secret), nothing, nothing, nothing, nothing, Installation(), AdminKey("")
+        )
+        for _ in range(2):
+            serving.tell(obj, Plan(occurrences=(FAILED,)))
+            await asyncio.gather(*serving._telling)  # pyright: ignore[reportPrivateUsage]
+
+    asyncio.run(_served(chat, decide_twice))
+    assert len(chat.told) == 1
 
 
 @pytest.mark.parametrize(
@@ -100,9 +128,9 @@ def test_no_log_and_no_error_says_where_the_chat_is(caplog: pytest.LogCaptureFix
 
     async def nowhere() -> list[bool]:
         async with aiohttp.ClientSession() as session:
-            webhook = Webhook(session, 2.0, pause=0.001)
+            webhook = Webhook(2.0, pause=0.001)
             urls = (f"http://127.0.0.1:9/{SECRET}", f"nonsense/{SECRET}", f"http://a b/{SECRET}", "")
-            return [await webhook.tell(url, str(n), {}) for n, url in enumerate(urls)]
+            return [await webhook.tell(session, url, str(n), {}) for n, url in enumerate(urls)]
 
     assert asyncio.run(nowhere()) == [False] * 4
     assert telling(Chat(404), "id-1") == [False]
