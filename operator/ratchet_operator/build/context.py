@@ -32,6 +32,15 @@ def owner_reference(kind: str, name: str, uid: str) -> Json:
     }
 
 
+def identity(kind: Kind, namespace: str, name: str, labels: dict[str, str], owner: Json) -> Json:
+    """A child with nothing but its identity."""
+    return {
+        "apiVersion": kind.api_version,
+        "kind": kind.kind,
+        "metadata": {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": [owner]},
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class JobContext:
     """An RLTrainingJob as its builders see it."""
@@ -98,16 +107,7 @@ class JobContext:
 
     def child(self, kind: Kind, name: str, component: str) -> Json:
         """An object with nothing but its identity."""
-        return {
-            "apiVersion": kind.api_version,
-            "kind": kind.kind,
-            "metadata": {
-                "name": name,
-                "namespace": self.namespace,
-                "labels": self.labels(component),
-                "ownerReferences": [self.owner],
-            },
-        }
+        return identity(kind, self.namespace, name, self.labels(component), self.owner)
 
 
 @dataclass(frozen=True, slots=True)

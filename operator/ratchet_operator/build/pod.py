@@ -93,6 +93,11 @@ def container(name: str, image: str, pull_policy: str, mounts: list[Mount], **mo
     }
 
 
+def http_probe(path: str, **timing: int) -> Json:
+    """A probe of the port named `http`; seconds and numbers as Kubernetes calls them."""
+    return {"httpGet": {"path": path, "port": "http"}, **timing}
+
+
 def pod_spec(
     main: Json, mounts: list[Mount], user: int, fields: PodFields | None = None, **more: Any
 ) -> Json:

@@ -6,7 +6,7 @@ Nothing is kept on disk: what Redis holds can be made again from the newest chec
 from hashlib import sha256
 
 from ratchet.api.v1alpha1.training import key_prefix
-from ratchet_operator.build.context import JobContext
+from ratchet_operator.build.context import JobContext, identity
 from ratchet_operator.build.pod import REDIS_USER, TMP, container, pod_spec, resources, secret_mount
 from ratchet_operator.kinds import DEPLOYMENT, SECRET, SERVICE, Json
 
@@ -33,9 +33,7 @@ def redis_secret(
         f"user job on #{hashed} ~{keys} resetchannels -@all {COMMANDS}\n"
     )
     return {
-        "apiVersion": SECRET.api_version,
-        "kind": SECRET.kind,
-        "metadata": {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": [owner]},
+        **identity(SECRET, namespace, name, labels, owner),
         "type": "Opaque",
         "stringData": {"users.acl": acl, "REDIS_URL": f"redis://job:{password}@{name}:{PORT}/0"},
     }

@@ -7,6 +7,7 @@ from ratchet_operator.build.pod import (
     Mount,
     container,
     environment,
+    http_probe,
     pod_spec,
     resources,
     secret_mount,
@@ -70,18 +71,10 @@ def server_deployment(context: ServingContext, revision: Revision, replicas: int
         args=[f"{flag}={value}" for flag, value in arguments.items() if value],
         env=environment(values),
         ports=[{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
-        readinessProbe={
-            "httpGet": {"path": "/readyz", "port": "http"},
-            "periodSeconds": 1,
-            "timeoutSeconds": 2,
-        },
-        livenessProbe={
-            "httpGet": {"path": "/healthz", "port": "http"},
-            "initialDelaySeconds": 10,
-            "periodSeconds": 10,
-            "timeoutSeconds": 5,
-            "failureThreshold": 3,
-        },
+        readinessProbe=http_probe("/readyz", periodSeconds=1, timeoutSeconds=2),
+        livenessProbe=http_probe(
+            "/healthz", initialDelaySeconds=10, periodSeconds=10, timeoutSeconds=5, failureThreshold=3
+        ),
         resources=resources(fields.resources, "100m", "128Mi"),
     )
     obj = context.child(DEPLOYMENT, context.arm_name(name), name)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec
 from ratchet.api.v1alpha1.serverstats import Route
-from ratchet_operator.build.context import owner_reference, recommended_labels
+from ratchet_operator.build.context import identity, owner_reference, recommended_labels
 from ratchet_operator.kinds import (
     AUTOSCALER,
     COMPONENT_LABEL,
@@ -91,16 +91,7 @@ class ServingContext:
 
     def child(self, kind: Kind, name: str, revision: str | None = None) -> Json:
         """An object with nothing but its identity."""
-        return {
-            "apiVersion": kind.api_version,
-            "kind": kind.kind,
-            "metadata": {
-                "name": name,
-                "namespace": self.namespace,
-                "labels": self.labels(revision),
-                "ownerReferences": [self.owner],
-            },
-        }
+        return identity(kind, self.namespace, name, self.labels(revision), self.owner)
 
 
 def service(context: ServingContext, name: str, revision: str) -> Json:

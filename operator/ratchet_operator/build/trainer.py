@@ -11,6 +11,7 @@ from ratchet_operator.build.pod import (
     config_mount,
     container,
     environment,
+    http_probe,
     pod_spec,
     resources,
     secret_mount,
@@ -74,18 +75,10 @@ def trainer_deployment(
         mounts,
         env=environment(values),
         ports=[{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
-        readinessProbe={
-            "httpGet": {"path": "/readyz", "port": "http"},
-            "periodSeconds": 2,
-            "timeoutSeconds": 2,
-        },
-        livenessProbe={
-            "httpGet": {"path": "/healthz", "port": "http"},
-            "initialDelaySeconds": 60,
-            "periodSeconds": 20,
-            "timeoutSeconds": 10,
-            "failureThreshold": 6,
-        },
+        readinessProbe=http_probe("/readyz", periodSeconds=2, timeoutSeconds=2),
+        livenessProbe=http_probe(
+            "/healthz", initialDelaySeconds=60, periodSeconds=20, timeoutSeconds=10, failureThreshold=6
+        ),
         resources=resources(trainer.resources, "200m", "512Mi", gpus),
     )
     labels = context.labels(CONTAINER)

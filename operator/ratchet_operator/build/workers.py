@@ -4,7 +4,7 @@ Not a Job, which makes workers wait for one another: it holds back every new pod
 was lost, doubled with each loss, evictions included (docs/decisions/0006-workers.md).
 """
 
-from ratchet_operator.build.context import PoolContext
+from ratchet_operator.build.context import PoolContext, identity
 from ratchet_operator.build.pod import USER, container, environment, pod_spec, resources, user_mount
 from ratchet_operator.build.redis import SECRET_UID_ANNOTATION
 from ratchet_operator.build.trainer import shared_environment, shared_mounts
@@ -38,14 +38,13 @@ def worker_set(context: PoolContext, secret_uid: str, replicas: int) -> Json:
     name = digest(template)
     template["metadata"]["labels"] = {**context.labels, TEMPLATE_LABEL: name}
     return {
-        "apiVersion": WORKER_SET.api_version,
-        "kind": WORKER_SET.kind,
-        "metadata": {
-            "name": f"{base_name(context.name, LONGEST_POOL)}-{name}",
-            "namespace": context.job.namespace,
-            "labels": context.labels,
-            "ownerReferences": [context.owner],
-        },
+        **identity(
+            WORKER_SET,
+            context.job.namespace,
+            f"{base_name(context.name, LONGEST_POOL)}-{name}",
+            context.labels,
+            context.owner,
+        ),
         "spec": {
             "replicas": replicas,
             "selector": {
