@@ -155,16 +155,24 @@ class Observer:
             return False
         return self.oldest_news is not None and version_of(job) > self.oldest_news
 
-    def _named(self, kind: Kind, namespace: str, label: str, value: str) -> dict[str, Json]:
+    def named(self, kind: Kind, namespace: str, label: str, value: str) -> dict[str, Json]:
+        """Objects of a kind that a label finds, by name; none where the kind is not watched."""
         if kind not in self._cache:
             return {}
         return {name_of(obj): obj for obj in self._cache[kind].labelled(namespace, label, value)}
 
-    async def _config_map(self, context: JobContext, newborn: bool = False) -> Json | None:
-        """The cached ConfigMap; where the cache has none, a look at the truth, since it holds the ledger."""
-        live = self._cache[CONFIG_MAP].get(context.namespace, context.config_name)
+    async def config_map(self, namespace: str, name: str, *, newborn: bool = False) -> Json | None:
+        """The cached ConfigMap; where the cache has none, a look at the truth, since it holds a ledger.
+
+        Args:
+            namespace: of its owner.
+            name: of the ConfigMap.
+            newborn: its owner was made just now, so that it can't be there.
+
+        """
+        live = self._cache[CONFIG_MAP].get(namespace, name)
         if live is None and not newborn:
-            live = await self._api.get(CONFIG_MAP, context.namespace, context.config_name)
+            live = await self._api.get(CONFIG_MAP, namespace, name)
             if live is not None:
                 self._cache[CONFIG_MAP].put(live)
         return live
@@ -195,14 +203,15 @@ class Observer:
         in_doubt = not all(is_ready(pod) for pod in pods)
         newborn = self._is_newborn(job, key)
         config_map, secrets = await asyncio.gather(
-            self._config_map(context, newborn), self._secrets(context, in_doubt, newborn)
+            self.config_map(namespace, context.config_name, newborn=newborn),
+            self._secrets(context, in_doubt, newborn),
         )
         return JobSeen(
             installation=self._installation,
             config_map=config_map,
-            deployments=self._named(DEPLOYMENT, namespace, JOB_LABEL, label),
-            services=self._named(SERVICE, namespace, JOB_LABEL, label),
-            network_policies=self._named(NETWORK_POLICY, namespace, JOB_LABEL, label),
+            deployments=self.named(DEPLOYMENT, namespace, JOB_LABEL, label),
+            services=self.named(SERVICE, namespace, JOB_LABEL, label),
+            network_policies=self.named(NETWORK_POLICY, namespace, JOB_LABEL, label),
             pool=self._cache[ROLLOUT_POOL].get(namespace, context.pool_name),
             pods=tuple(pods),
             secrets=secrets,
@@ -230,7 +239,7 @@ class Observer:
                 context = JobContext.of(job, job_spec, self._installation)
                 in_doubt = not all(is_ready(pod) for pod in pods)
                 config_map, secrets = await asyncio.gather(
-                    self._config_map(context), self._secrets(context, in_doubt)
+                    self.config_map(namespace, context.config_name), self._secrets(context, in_doubt)
                 )
                 trainer = self._trainer_of(context.uid)
         except ValidationError:
@@ -239,7 +248,7 @@ class Observer:
             installation=self._installation,
             job=job,
             config_map=config_map,
-            worker_sets=self._named(WORKER_SET, namespace, POOL_LABEL, label),
+            worker_sets=self.named(WORKER_SET, namespace, POOL_LABEL, label),
             pods=tuple(pods),
             secrets=secrets,
             trainer=trainer,

@@ -1,15 +1,17 @@
 """Asks Prometheus what the guards of PolicyDeployments want to know; nobody waits for it."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
 from pydantic import ValidationError
 
-from ratchet.api.v1alpha1.policydeployment import PrometheusGuard
+from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec, PrometheusGuard
 from ratchet.evidence import Decision, source_down
-from ratchet_operator.kinds import Json, items, sub, uid_of
+from ratchet_operator.kinds import Json, uid_of
 from ratchet_operator.rollout import prometheus
+from ratchet_operator.specs import parsed
 
 EVERY = 5.0  # seconds between two questions; most scrape more rarely
 
@@ -45,11 +47,10 @@ class Queries:
 
         """
         uid = uid_of(obj)
-        written = items(sub(obj, "spec", "guards"), "prometheus")
         try:
-            guards = tuple(PrometheusGuard.model_validate(one) for one in written)
+            guards = parsed(PolicyDeploymentSpec, obj).guards.prometheus
         except ValidationError:  # the step says what is wrong with the spec
-            guards = ()
+            guards = []
         if trial is None or not guards:
             self.forget(uid)
             return ()
@@ -63,6 +64,6 @@ class Queries:
         )
 
 
-async def _ask(session: aiohttp.ClientSession, guards: tuple[PrometheusGuard, ...], asked: _Asked) -> None:
+async def _ask(session: aiohttp.ClientSession, guards: Sequence[PrometheusGuard], asked: _Asked) -> None:
     asked.found = {one.guard: one for one in await prometheus.ask(session, guards)}
     await asyncio.sleep(EVERY)

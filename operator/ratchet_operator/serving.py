@@ -18,7 +18,6 @@ from ratchet_operator.cache import Cache
 from ratchet_operator.feed import Feed
 from ratchet_operator.kinds import (
     AUTOSCALER,
-    CONFIG_MAP,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
     NETWORK_POLICY,
@@ -33,7 +32,6 @@ from ratchet_operator.kinds import (
     label_value,
     name_of,
     namespace_of,
-    spec_of,
     sub,
     uid_of,
 )
@@ -45,6 +43,7 @@ from ratchet_operator.reconcile.serving import ServingSeen, reconcile_serving, s
 from ratchet_operator.rollout.remembering import Memo
 from ratchet_operator.servers import ServerWatch
 from ratchet_operator.settings import Installation
+from ratchet_operator.specs import parsed
 from ratchet_operator.webhook import Webhook, message_of
 
 log = logging.getLogger("ratchet.serving")
@@ -123,7 +122,7 @@ class Serving:
     async def _seen(self, obj: Json, key: Key, now: datetime) -> ServingSeen:
         """What is seen around a PolicyDeployment."""
         try:
-            spec = PolicyDeploymentSpec.model_validate(spec_of(obj))
+            spec = parsed(PolicyDeploymentSpec, obj)
         except ValidationError:
             return ServingSeen(self._installation)  # the step validates again, and says what is wrong
         context = ServingContext.of(obj, spec, self._installation)
@@ -135,13 +134,10 @@ class Serving:
         in_doubt = not all(is_ready(pod) for pod in pods)
         names = secrets_of(context, job)
         config_map, uids = await asyncio.gather(
-            self._config_map(context),
+            self._observer.config_map(namespace, context.config_name),
             asyncio.gather(*(self._sightings.uid(namespace, name, None, in_doubt) for name in names)),
         )
-        children = {
-            kind: {name_of(one): one for one in self._cache[kind].labelled(namespace, SERVING_LABEL, label)}
-            for kind in CHILDREN
-        }
+        children = {kind: self._observer.named(kind, namespace, SERVING_LABEL, label) for kind in CHILDREN}
         written = self._observer.progress_written.get(key)
         return ServingSeen(
             installation=self._installation,
@@ -155,12 +151,3 @@ class Serving:
             refused=self._observer.refused.get(key),
             due_in=seconds_until_due(written, len(self._cache[POLICY_DEPLOYMENT]), now),
         )
-
-    async def _config_map(self, context: ServingContext) -> Json | None:
-        """The cached ConfigMap; where the cache has none, a look at the truth, since it holds the ledger."""
-        live = self._cache[CONFIG_MAP].get(context.namespace, context.config_name)
-        if live is None:
-            live = await self._api.get(CONFIG_MAP, context.namespace, context.config_name)
-            if live is not None:
-                self._cache[CONFIG_MAP].put(live)
-        return live

@@ -53,6 +53,7 @@ from ratchet_operator.rollout.revision import Checkpoint, Revision
 from ratchet_operator.rollout.routes import routes_of
 from ratchet_operator.rollout.values import ArmSeen, Command, Rollout, Seen, Split, Verb
 from ratchet_operator.settings import Installation
+from ratchet_operator.specs import parsed
 
 LOOK_AGAIN = 1.0  # seconds, while something is on its way
 LOOK_FOR_SECRETS = 5.0
@@ -121,7 +122,7 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     if is_deleting(obj):
         return Plan()
     try:
-        spec = PolicyDeploymentSpec.model_validate(spec_of(obj))
+        spec = parsed(PolicyDeploymentSpec, obj)
     except ValidationError as error:
         return _invalid(obj, error, now)
     context = ServingContext.of(obj, spec, seen.installation)

@@ -14,9 +14,10 @@ from ratchet.api.v1alpha1.policydeployment import (
 )
 from ratchet.api.v1alpha1.trainingjob import CheckpointInfo, Checkpoints
 from ratchet_operator.conditions import Verdict, no, yes
-from ratchet_operator.kinds import Json, is_deleting, name_of, namespace_of, spec_of, status_of, sub, uid_of
+from ratchet_operator.kinds import Json, is_deleting, name_of, namespace_of, status_of, sub, uid_of
 from ratchet_operator.rollout.book import Book
 from ratchet_operator.rollout.revision import Checkpoint
+from ratchet_operator.specs import parsed
 
 FOUND = yes("SourceFound")
 
@@ -99,7 +100,7 @@ def _of_job(source: TrainingJobSource, job: Json | None) -> Sourced:
     if job is None or is_deleting(job):
         return Sourced(None, no("JobNotFound", f"There is no RLTrainingJob {name} in this namespace."))
     try:
-        spec = RLTrainingJobSpec.model_validate(spec_of(job))
+        spec = parsed(RLTrainingJobSpec, job)
         stored = Checkpoints.model_validate(sub(status_of(job), "checkpoints"), extra="ignore")
     except ValidationError as error:
         return Sourced(None, no("JobUnreadable", f"RLTrainingJob {name}: {error.errors()[0]['msg']}"))
