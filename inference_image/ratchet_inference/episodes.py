@@ -43,6 +43,10 @@ class Episodes:
         self._largest = largest
         self._sockets: dict[str, WebSocket] = {}
 
+    def __len__(self) -> int:
+        """Those that are open."""
+        return len(self._sockets)
+
     def open(self, exchange: Exchange) -> None:
         """`GET /v1/episode?episode=NAME`; without a name the server gives one."""
         accepted = handshake(exchange)

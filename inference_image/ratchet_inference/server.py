@@ -78,6 +78,7 @@ class PolicyServer:
             settings.tls_of_clients(),
         )
         self.dispatch = Dispatch(self.answering, residents, self.stats, recording, forwarding)
+        self.episodes = Episodes(self.dispatch.ask, self.sessions, self._refused, settings.max_body_bytes)
         self.admin = Admin(residents, self.sessions, self.dispatch, self.stats)
         limits = Limits(
             body=settings.max_body_bytes,
@@ -134,10 +135,9 @@ class PolicyServer:
         token = settings.token
         ask, most = self.dispatch.ask, settings.max_observations
         protocol = OpenInference(settings.name, self.residents, lambda: self.ready, ask, most)
-        episodes = Episodes(ask, self.sessions, self._refused, settings.max_body_bytes)
         return {
             b"/v1/act": {b"POST": guarded(self._act, token)},
-            b"/v1/episode": {b"GET": guarded(episodes.open, token)},
+            b"/v1/episode": {b"GET": guarded(self.episodes.open, token)},
             b"/v1/reward": {b"POST": guarded(self._reward, token)},
             **protocol.routes(lambda handler: guarded(handler, token)),
         }
@@ -212,6 +212,7 @@ class PolicyServer:
             "spaces": current and self.answering.fitting(current).spaces,
             "route": {**self.dispatch.route.to_wire(), "breaker": self.dispatch.breaker},
             "connections": len(self.listener.connections),
+            "websockets": len(self.episodes),
             "repeated": self._retried.repeats if self._retried else 0,
             "sessions": len(self.sessions),
             "episodes": self._rewards.episodes() if self._rewards else [],

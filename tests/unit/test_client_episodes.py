@@ -129,9 +129,9 @@ def test_its_memory_ends_with_it(make: Make):
     with serving(Pair(policy(spec=RECURRENT))) as running:
         episode = make(running)
         episode.act(OBSERVATION)
-        assert running.stats()["sessions"] == 1
+        assert (running.stats()["sessions"], running.stats()["websockets"]) == (1, 1)
         episode.close()
-        until(lambda: running.stats()["sessions"] == 0)
+        until(lambda: running.stats()["sessions"] == running.stats()["websockets"] == 0)
 
 
 def test_a_wrong_step_is_refused_and_the_episode_goes_on(make: Make, running: Running):

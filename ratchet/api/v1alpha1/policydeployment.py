@@ -309,6 +309,17 @@ class Autoscaling(ApiModel):
     requests_per_second: int | None = Field(
         default=None, ge=1, description="Per pod: the metric ratchet_requests_per_second of a metrics API."
     )
+    scale_down_after: Duration = Field(
+        default="2m", description="For so long fewer pods must have been enough; then half go each minute."
+    )
+
+    rules: ClassVar = (
+        Rule(
+            "duration(self.scaleDownAfter) <= duration('1h')",
+            "autoscaling.scaleDownAfter is longer than a HorizontalPodAutoscaler takes: write 1h or less",
+            lambda self: seconds(self.scale_down_after) <= 3600,
+        ),
+    )
 
 
 class Webhook(ApiModel):
@@ -325,6 +336,10 @@ class PolicyDeploymentSpec(ApiModel):
         default=2, ge=1, le=1000, description="Pods that serve; at least, with autoscaling."
     )
     autoscaling: Autoscaling | None = None
+    scale_to_zero_after: Duration | None = Field(
+        default=None,
+        description="Without a request for so long no server runs; the next request is held until one does.",
+    )
     server: PodFields = PodFields()
     strategy: Strategy = Strategy()
     guards: Guards = Guards()
@@ -336,6 +351,11 @@ class PolicyDeploymentSpec(ApiModel):
             "!has(self.autoscaling) || self.replicas <= self.autoscaling.maxReplicas",
             "autoscaling.maxReplicas is below replicas: write replicas <= autoscaling.maxReplicas",
             lambda self: self.autoscaling is None or self.replicas <= self.autoscaling.max_replicas,
+        ),
+        Rule(
+            "!has(self.scaleToZeroAfter) || duration(self.scaleToZeroAfter) >= duration('10s')",
+            "scaleToZeroAfter is shorter than servers take to start: write 10s or more",
+            lambda self: self.scale_to_zero_after is None or seconds(self.scale_to_zero_after) >= 10,
         ),
         Rule(
             "self.strategy.type != 'AB' || self.guards.episodeReturn.enabled",

@@ -120,6 +120,7 @@ class ServerStats(ApiModel):
     )
     route: RouteStats = RouteStats()
     connections: int = 0
+    websockets: int = Field(default=0, description="Open ones, each of which is an episode.")
     sessions: int = 0
     shed: int = Field(default=0, description="Requests answered with 503 because the queue would have grown.")
     copies_dropped: int = Field(
