@@ -21,7 +21,7 @@ from ratchet_inference.problems import Problem, bad_request, internal
 from ratchet_inference.remembering import Remembering
 from ratchet_inference.seams import Floats, Policy, Residents
 from ratchet_inference.sessions import Session, Sessions
-from ratchet_inference.stats import Stats
+from ratchet_inference.stats import Stats, Tally
 
 log = logging.getLogger(__name__)
 
@@ -206,16 +206,30 @@ class Answering:
 
     def _answer(self, questions: list[Question], arm: str, step: Step, others: Sequence[Step]) -> None:
         """Answers questions with one policy and tells each, also when that fails."""
+        policy = step.policy
+        tally = self._stats.tally(arm, policy.digest, policy.spec.action)
+        before = tally.requests
         try:
-            self._decide(questions, arm, step, others)
+            self._decide(questions, arm, step, others, tally)
         except Exception:
-            log.exception("the server failed at questions", extra={"fields": {"digest": step.policy.digest}})
+            log.exception("the server failed at questions", extra={"fields": {"digest": policy.digest}})
+            is_counted, now = tally.requests > before, time.perf_counter()
             for question in questions:
-                question.problem = question.problem or internal()
+                if question.problem:
+                    continue
+                question.problem = internal()
+                tally.errors["internal"] += len(question)
+                if is_counted:
+                    continue
+                tally.predictions += len(question)
+                if not question.arms:
+                    tally.answered(question.received, now)
         for question in questions:
             _end(question)
 
-    def _decide(self, questions: list[Question], arm: str, step: Step, others: Sequence[Step]) -> None:
+    def _decide(
+        self, questions: list[Question], arm: str, step: Step, others: Sequence[Step], tally: Tally
+    ) -> None:
         policy = step.policy
         if policy.recurrent_size:
             for question in questions:
@@ -228,7 +242,6 @@ class Answering:
         if asked:
             sessions = self._sessions(asked, policy)
             batch = self._batch(asked, sessions, policy)
-            tally = self._stats.tally(arm, policy.digest, policy.spec.action)
             until = min([question.received for question in asked]) + self._settings.fallback_seconds
             outcome = self._answer_rows(step, others, batch, tally, self._settings.most, until)
             if policy.recurrent_size and outcome.states is not None and sessions:

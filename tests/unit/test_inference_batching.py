@@ -73,6 +73,23 @@ def test_a_failure_of_the_server_itself_is_said_to_everybody(part: str, monkeypa
         assert pair_of(running) == [200, 200]
 
 
+@pytest.mark.parametrize("part", ["_batch", "_give"])
+def test_an_answer_of_500_is_an_error_of_its_arm(part: str, monkeypatch: pytest.MonkeyPatch):
+    """What judges a canary compares it with the stable arm's errors: those of its server are among them."""
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a fault")
+
+    with serving(Pair(policy())) as running:
+        with monkeypatch.context() as patched:
+            patched.setattr(running.server.answering, part, fail)
+            assert pair_of(running) == [500, 500]
+        (arm,) = running.server.state()["arms"]
+        assert (arm["arm"], arm["requests"], arm["predictions"], arm["errors"]) == (
+            "stable", 2, 2, {"internal": 2},
+        )  # fmt: skip
+
+
 def swap(running: Running, pair: Pair, digest: str, **options: Any) -> None:
     def work() -> None:
         pair.previous, pair.current = pair.current, policy(digest, **options)
