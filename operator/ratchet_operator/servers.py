@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from ratchet.api.v1alpha1.serverstats import Route, ServerStats
 from ratchet_operator.adminkey import AdminKey, NoAdminKeyError
-from ratchet_operator.build.serving import PORT, route_key
+from ratchet_operator.asking import get, url_of
+from ratchet_operator.build.serving import PORT, config_name, routes_in
 from ratchet_operator.cache import Cache
 from ratchet_operator.kinds import (
     CONFIG_MAP,
@@ -29,12 +30,12 @@ from ratchet_operator.kinds import (
     label_value,
     labels_of,
     status_of,
-    sub,
     uid_of,
 )
 from ratchet_operator.metrics import POLLS_FAILED
 from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.queries import Queries
+from ratchet_operator.reconcile.children import resource_version
 from ratchet_operator.reconcile.serving import Heard
 from ratchet_operator.rollout.book import Book, read_book
 from ratchet_operator.rollout.judging import PodAnswer
@@ -56,12 +57,22 @@ IDLE_SECONDS = 5.0  # without a request, after which an arm is left
 class _Look:
     """What is kept of one PolicyDeployment from look to look."""
 
+    version: str | None = ""
+    book: Book = field(default_factory=Book)
+    routes: Mapping[str, Route] = field(default_factory=dict[str, Route])
     heard: Heard = field(default_factory=Heard)
     watch: Watch = field(default_factory=Watch)
     at: float = float("-inf")
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
     counted: tuple[PodAnswer, ...] = ()
     counted_at: float = float("-inf")
+
+    def read(self, config_map: Json) -> None:
+        """Take in the ledger and the routes, where they are not those of the last look."""
+        version = resource_version(config_map)
+        if version != self.version:
+            self.version = version
+            self.book, self.routes = read_book(config_map, (), None), routes_in(config_map)
 
     def count(self, answers: tuple[PodAnswer, ...], clock: float) -> None:
         """Work out the rates, over some seconds each time."""
@@ -113,17 +124,17 @@ class ServerWatch:
 
     async def _look(self, session: aiohttp.ClientSession, obj: Json) -> None:
         uid, namespace, name = uid_of(obj), obj["metadata"]["namespace"], obj["metadata"]["name"]
-        config_map = self._cache[CONFIG_MAP].get(namespace, f"{name}-rollout")
+        config_map = self._cache[CONFIG_MAP].get(namespace, config_name(name))
         if config_map is None or not is_owned_by(config_map, uid):
             return
         look = self._looks.setdefault(uid, _Look())
-        book = read_book(config_map, (), None)
+        look.read(config_map)
+        book, routes = look.book, look.routes
         clock = asyncio.get_running_loop().time()
         if not _is_moving(book, look.heard) and clock - look.at < QUIET_EVERY:
             return
         look.at = clock
-        routes = _routes(config_map)
-        pods = self._pods(namespace, name, uid)
+        pods = self._pods(namespace, name)
         said = await asyncio.gather(*(self._ask(session, uid, pod, routes) for pod in pods))
         answers = tuple(answer for answer, _ in said)
         split, trouble = book.routed.split, next((trouble for _, trouble in said if trouble), "")
@@ -138,7 +149,7 @@ class ServerWatch:
             look.heard = Heard((), book.generation, split, {}, trouble, queries=queries)
         self._changed(namespace, name)
 
-    def _pods(self, namespace: str, name: str, uid: str) -> list[Json]:
+    def _pods(self, namespace: str, name: str) -> list[Json]:
         """Those that a request can reach."""
         found = self._cache[POD].labelled(namespace, SERVING_LABEL, label_value(name))
         return [pod for pod in found if is_ready(pod) and status_of(pod).get("podIP")]
@@ -148,8 +159,7 @@ class ServerWatch:
     ) -> tuple[PodAnswer, str]:
         """What a server says, once it was given its route where it had another; and why it took none."""
         address, arm = status_of(pod)["podIP"], labels_of(pod).get(REVISION_LABEL, "")
-        base = f"http://[{address}]:{PORT}" if ":" in address else f"http://{address}:{PORT}"
-        route, trouble = routes.get(arm), ""
+        base, route, trouble = url_of(address, PORT), routes.get(arm), ""
         async with self._at_once:
             stats = await _stats(session, base)
             if stats is not None and route is not None and stats.route.generation < route.generation:
@@ -190,26 +200,10 @@ def _is_moving(book: Book, heard: Heard) -> bool:
     )
 
 
-def _routes(config_map: Json) -> Mapping[str, Route]:
-    found: dict[str, Route] = {}
-    data = sub(config_map, "data")
-    for key in data:
-        arm = key.removesuffix(".json")
-        if key == route_key(arm):
-            with contextlib.suppress(ValidationError):
-                found[arm] = Route.model_validate_json(data[key])
-    return found
-
-
 async def _stats(session: aiohttp.ClientSession, base: str) -> ServerStats | None:
-    """A server's answer; None where it is none, or too long, for its image may be anybody's."""
-    with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValidationError):
-        async with session.get(f"{base}/v1/stats", allow_redirects=False) as response:
-            if response.status != 200:
-                return None
-            try:
-                await response.content.readexactly(LONGEST_ANSWER + 1)
-            except asyncio.IncompleteReadError as end:
-                # What a newer server says beside it is passed over.
-                return ServerStats.model_validate_json(end.partial, extra="ignore")
+    """A server's answer; None where it is none. What a newer server says beside it is passed over."""
+    body = await get(session, f"{base}/v1/stats", LONGEST_ANSWER)
+    if body is not None:
+        with contextlib.suppress(ValidationError):
+            return ServerStats.model_validate_json(body, extra="ignore")
     return None

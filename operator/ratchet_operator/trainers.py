@@ -1,7 +1,6 @@
 """Asks trainers how they are. One that can't be asked is a value (None), not an error."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 
@@ -9,6 +8,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from ratchet.api.v1alpha1 import TrainerStatus
+from ratchet_operator.asking import get, url_of
 from ratchet_operator.build.trainer import CONTAINER, PORT
 from ratchet_operator.cache import Cache
 from ratchet_operator.kinds import (
@@ -104,13 +104,9 @@ class TrainerWatch:
         return [pod for pod in pods if own.items() <= labels_of(pod).items() and controller_of(pod)]
 
     async def _ask(self, session: aiohttp.ClientSession, uid: str, job: Json, address: str) -> None:
-        host = f"[{address}]" if ":" in address else address
-        answer: TrainerStatus | None = None
         async with self._at_once:
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-                async with session.get(f"http://{host}:{PORT}/status", allow_redirects=False) as response:
-                    if response.status == 200:
-                        answer = _parse(await _body(response), uid)
+            body = await get(session, f"{url_of(address, PORT)}/status", LONGEST_ANSWER)
+        answer = _parse(body, uid) if body is not None else None
         before = self._answers.get(uid)
         if answer is None:
             self._misses[uid] = self._misses.get(uid, 0) + 1
@@ -123,15 +119,6 @@ class TrainerWatch:
         self._answers[uid] = answer
         if before is None or not _same(before, answer):
             self._changed(namespace_of(job), job["metadata"]["name"])
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """The body; empty where it is too long, for the image of a trainer may be anybody's."""
-    try:
-        await response.content.readexactly(LONGEST_ANSWER + 1)
-    except asyncio.IncompleteReadError as end:
-        return end.partial
-    return b""
 
 
 def _parse(body: bytes, uid: str) -> TrainerStatus | None:

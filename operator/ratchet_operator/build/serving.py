@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import ValidationError
+
 from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec
 from ratchet.api.v1alpha1.serverstats import Route
 from ratchet_operator.build.context import identity, owner_reference, recommended_labels
@@ -23,6 +25,7 @@ from ratchet_operator.kinds import (
     label_value,
     name_of,
     namespace_of,
+    sub,
     uid_of,
 )
 from ratchet_operator.ledger import LEDGER_ANNOTATION
@@ -34,6 +37,11 @@ PORT = 8080
 COMPONENT = "server"
 EVIDENCE_ANNOTATION = "ratchet.dev/evidence"
 REQUESTS_METRIC = "ratchet_requests_per_second"
+
+
+def config_name(name: str) -> str:
+    """Of the ConfigMap of the PolicyDeployment with a name."""
+    return f"{name}-rollout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,7 @@ class ServingContext:
     @property
     def config_name(self) -> str:
         """Name of the ConfigMap with ledger and routes."""
-        return f"{self.name}-rollout"
+        return config_name(self.name)
 
     @property
     def admin_name(self) -> str:
@@ -129,6 +137,18 @@ def rollout_map(
 def route_key(revision: str) -> str:
     """Under which the ConfigMap holds an arm's route."""
     return f"{revision}.json"
+
+
+def routes_in(config_map: Json | None) -> dict[str, Route]:
+    """The routes that the ConfigMap holds, by arm; for one that can't be read, one that nobody follows."""
+    found: dict[str, Route] = {}
+    for key, text in sub(config_map, "data").items():
+        arm = key.removesuffix(".json")
+        try:
+            found[arm] = Route.model_validate_json(text)
+        except ValidationError:
+            found[arm] = Route(salt="unreadable")
+    return found
 
 
 def autoscaler(context: ServingContext, revision: str, least: int) -> Json:

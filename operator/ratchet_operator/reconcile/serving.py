@@ -13,10 +13,9 @@ from pydantic import ValidationError
 
 from ratchet.api.v1alpha1 import ExitCode
 from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec
-from ratchet.api.v1alpha1.serverstats import Route
 from ratchet.evidence import Decision, Verdict
 from ratchet_operator.build.server import CONTAINER
-from ratchet_operator.build.serving import EVIDENCE_ANNOTATION, ServingContext, rollout_map
+from ratchet_operator.build.serving import EVIDENCE_ANNOTATION, ServingContext, rollout_map, routes_in
 from ratchet_operator.conditions import Verdict as Answer
 from ratchet_operator.conditions import conditions, no
 from ratchet_operator.kinds import (
@@ -172,7 +171,7 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     peak = demand if spec.autoscaling is not None else 0
     noted = remember(book, wanted, decisions, {*live, *pods}, source, peak, now)
     noted = noted.model_copy(
-        update={"generation": generation_of(book, _written(config_map), routes, seen.heard.answers)}
+        update={"generation": generation_of(book, routes_in(config_map), routes, seen.heard.answers)}
     )
     memo = seen.memo.after(
         evidence,
@@ -327,18 +326,6 @@ def _restarts(pods: tuple[Json, ...]) -> int:
     return sum(
         seen.get("restartCount", 0) for pod in pods for seen in items(status_of(pod), "containerStatuses")
     )
-
-
-def _written(config_map: Json | None) -> dict[str, Route]:
-    """The routes as they are in the cluster; what can't be read is written anew."""
-    found: dict[str, Route] = {}
-    for key, text in sub(config_map, "data").items():
-        arm = key.removesuffix(".json")
-        try:
-            found[arm] = Route.model_validate_json(text)
-        except ValidationError:
-            found[arm] = Route(salt="unreadable")
-    return found
 
 
 def _is_moving(state: Rollout, live: Mapping[str, Json], now: datetime) -> bool:

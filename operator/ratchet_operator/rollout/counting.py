@@ -246,8 +246,8 @@ def _with_theirs(found: Counters, tally: ArmStats, actions: Actions) -> Counters
     return replace(
         found,
         canary=outcomes,
-        nan=found.nan + max(tally.nan_answers, tally.errors.get("canary-nan", 0)),
-        masks=found.masks + max(tally.mask_violations, tally.errors.get("canary-mask-violation", 0)),
+        nan=found.nan + tally.nan_answers,
+        masks=found.masks + tally.mask_violations,
         canary_actions=_both(found.canary_actions, actions),
     )
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from ratchet.api.v1alpha1.serverstats import ArmStats, Route, ServerStats
 from ratchet_operator.rollout.counting import STABLE
 from ratchet_operator.rollout.judging import PodAnswer
+from ratchet_operator.rollout.routes import say_same
 from ratchet_operator.rollout.values import Split
 
 QUIET_SECONDS = 30.0
@@ -66,7 +67,7 @@ def observe(
 
 
 def _says(stats: ServerStats, route: Route) -> bool:
-    return all(getattr(stats.route, name) == getattr(route, name) for name in Route.model_fields)
+    return stats.route.generation == route.generation and say_same(stats.route, route)
 
 
 def _idle(stats: ServerStats) -> float:

@@ -11,6 +11,7 @@ from ratchet_operator.ledger import stamp
 from ratchet_operator.rollout.book import Book, Routed
 from ratchet_operator.rollout.judging import Evidence, PodAnswer
 from ratchet_operator.rollout.revision import Revision
+from ratchet_operator.rollout.routes import say_same
 from ratchet_operator.rollout.values import Rollout, Wanted
 
 RECORDS_KEPT = 12
@@ -110,7 +111,7 @@ def generation_of(
     """
     newest, changed = book.generation, False
     for arm, route in routes.items():
-        changed |= arm in written and not _says_same(written[arm], route)
+        changed |= arm in written and not say_same(written[arm], route)
     for answer in answers:
         if answer.stats is None:
             continue
@@ -118,14 +119,8 @@ def generation_of(
         newest = max(newest, theirs.generation)
         wanted = routes.get(answer.arm)
         if wanted is not None and theirs.generation >= max(1, book.generation):
-            changed |= theirs.generation > book.generation or not _says_same(theirs, wanted)
+            changed |= theirs.generation > book.generation or not say_same(theirs, wanted)
     return newest + 1 if changed or newest == 0 else book.generation
-
-
-def _says_same(one: Route, other: Route) -> bool:
-    return all(
-        getattr(one, name) == getattr(other, name) for name in Route.model_fields if name != "generation"
-    )
 
 
 def _acted(

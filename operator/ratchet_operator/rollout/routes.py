@@ -56,6 +56,15 @@ def routes_of(
     return routes
 
 
+def say_same(one: Route, other: Route) -> bool:
+    """Whether two routes send the same requests to the same place, whatever their generation. What a server
+    says of its own beside the route does not count.
+    """
+    return all(
+        getattr(one, name) == getattr(other, name) for name in Route.model_fields if name != "generation"
+    )
+
+
 def _to(
     other: str | None,
     split: Split,

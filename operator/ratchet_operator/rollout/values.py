@@ -183,7 +183,8 @@ class Seen:
         demand: pods that the whole traffic needs.
         routed: the split as it is written in the cluster.
         split: what every serving pod says that it follows; None where they don't agree, or don't answer.
-        traffic: requests and open episodes by digest since then; a digest that is not there had none.
+        traffic: by digest, seconds that are missing until the arm is idle; one that is not there has no pod
+            that was asked. None while no split is followed.
         decisions: of the guards, about the present trial.
 
     """
