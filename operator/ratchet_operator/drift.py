@@ -18,6 +18,7 @@ _SUFFIXES = {
     "Ti": Decimal(2**40), "Pi": Decimal(2**50), "Ei": Decimal(2**60),
 }  # fmt: skip
 _QUANTITIES = frozenset({"requests", "limits"})
+_QUANTITY = frozenset({"sizeLimit", "averageValue"})
 # Maps that the API server replaces as a whole: one label more selects other pods, or none.
 _ATOMIC = frozenset({"selector", "nodeSelector", "matchLabels"})
 _MERGE_KEYS = ("uid", "mountPath", "name", "containerPort", "port", "key", "path")
@@ -80,7 +81,7 @@ def _dict_difference(wanted: Json, live: Any, path: str) -> str | None:
     quantities = path.rpartition(".")[2] in _QUANTITIES
     for key, value in wanted.items():
         at = f"{path}.{key}" if path else key
-        if quantities or key == "sizeLimit":
+        if quantities or key in _QUANTITY:
             if key not in values or quantity(value) != quantity(values[key]):
                 return f"{at}: {_short(values.get(key))} -> {_short(value)}"
             continue

@@ -159,3 +159,12 @@ PORTS = st.lists(
 def test_nothing_differs_from_itself(ports):
     """Not even one port over two protocols, which a port's number does not tell apart."""
     assert first_difference({"ports": ports}, {"ports": copy.deepcopy(ports)}) is None
+
+
+def test_a_target_that_the_server_writes_another_way_is_no_drift():
+    wanted, live = (
+        {"metadata": {}, "spec": {"metrics": [{"pods": {"target": {"averageValue": value}}}]}}
+        for value in ("1000", "1k")
+    )
+
+    assert difference(wanted, live) is None

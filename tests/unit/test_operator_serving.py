@@ -220,6 +220,24 @@ def test_a_deleted_one_leaves_nothing_and_its_name_can_be_used_again():
     assert world.serving == "good"
 
 
+def test_an_autoscaler_asks_for_all_that_is_written_and_takes_its_time_to_go_down():
+    world = ServingWorld(
+        autoscaling={"maxReplicas": 8, "memoryPercent": 80, "requestsPerSecond": 900, "scaleDownAfter": "90s"}
+    )
+    world.settle()
+
+    (scaler,) = [one for (kind, _), one in world.objects.items() if kind == "HorizontalPodAutoscaler"]
+    (deployment,) = world.all(DEPLOYMENT)
+    (server,) = deployment["spec"]["template"]["spec"]["containers"]
+    cpu, memory, requests = scaler["spec"]["metrics"]
+    assert [one["containerResource"]["container"] for one in (cpu, memory)] == [server["name"]] * 2
+    assert cpu["containerResource"]["target"]["averageUtilization"] == 70
+    assert memory["containerResource"]["target"]["averageUtilization"] == 80
+    assert requests["pods"]["metric"] == {"name": "ratchet_requests_per_second"}
+    assert requests["pods"]["target"]["averageValue"] == "900"
+    assert scaler["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 90
+
+
 def test_the_autoscalers_number_is_left_alone_and_stable_keeps_it_during_a_trial():
     world = ServingWorld(autoscaling={"maxReplicas": 8})
     world.settle()

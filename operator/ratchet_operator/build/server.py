@@ -13,13 +13,12 @@ from ratchet_operator.build.pod import (
     secret_mount,
     user_mount,
 )
-from ratchet_operator.build.serving import PORT, ServingContext, route_key
+from ratchet_operator.build.serving import CONTAINER, PORT, ServingContext, route_key
 from ratchet_operator.build.trainer import S3_DIR
 from ratchet_operator.kinds import DEPLOYMENT, REVISION_LABEL, Json
 from ratchet_operator.rollout.book import REVISION_ANNOTATION
 from ratchet_operator.rollout.revision import Revision
 
-CONTAINER = "server"
 ADMIN_DIR = "/var/run/ratchet/admin"
 ROUTE_DIR = "/etc/ratchet/route"
 LEAVE_SECONDS = 5  # after SIGTERM: new requests are still answered until endpoints have forgotten the pod

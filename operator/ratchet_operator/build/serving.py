@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from ratchet.api.v1alpha1.base import seconds
 from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec
 from ratchet.api.v1alpha1.serverstats import Route
 from ratchet_operator.build.context import identity, owner_reference, recommended_labels
@@ -34,7 +35,7 @@ from ratchet_operator.rollout.revision import Checkpoint, Revision
 from ratchet_operator.settings import Installation
 
 PORT = 8080
-COMPONENT = "server"
+COMPONENT = CONTAINER = "server"
 EVIDENCE_ANNOTATION = "ratchet.dev/evidence"
 REQUESTS_METRIC = "ratchet_requests_per_second"
 
@@ -159,8 +160,10 @@ def autoscaler(context: ServingContext, revision: str, least: int) -> Json:
     metrics: list[Json] = []
     for resource, percent in (("cpu", wanted.cpu_percent), ("memory", wanted.memory_percent)):
         if percent is not None:
+            # Of the server alone: a container that others inject may ask for nothing, which spoils the sum.
             target: Json = {"type": "Utilization", "averageUtilization": percent}
-            metrics.append({"type": "Resource", "resource": {"name": resource, "target": target}})
+            of_server: Json = {"container": CONTAINER, "name": resource, "target": target}
+            metrics.append({"type": "ContainerResource", "containerResource": of_server})
     if wanted.requests_per_second is not None:
         target = {"type": "AverageValue", "averageValue": str(wanted.requests_per_second)}
         metrics.append({"type": "Pods", "pods": {"metric": {"name": REQUESTS_METRIC}, "target": target}})
@@ -174,6 +177,14 @@ def autoscaler(context: ServingContext, revision: str, least: int) -> Json:
         "minReplicas": least,
         "maxReplicas": max(least, wanted.max_replicas),
         "metrics": metrics,
+        # Up as Kubernetes does by itself: at once, and each 15 s by as many again or four. A server too many
+        # costs little; one that comes back fetches its policy first, and one that leaves breaks off memories.
+        "behavior": {
+            "scaleDown": {
+                "stabilizationWindowSeconds": seconds(wanted.scale_down_after),
+                "policies": [{"type": "Percent", "value": 50, "periodSeconds": 60}],
+            }
+        },
     }
     return obj
 
