@@ -32,7 +32,8 @@ from ratchet_operator.kinds import (
 )
 from ratchet_operator.plan import Apply
 from ratchet_operator.policies.waiting import is_ready
-from ratchet_operator.reconcile.serving import Heard, ServingSeen, reconcile_serving
+from ratchet_operator.reconcile.serving import reconcile_serving
+from ratchet_operator.reconcile.servingseen import Heard, ServingSeen
 from ratchet_operator.rollout.book import read_book
 from ratchet_operator.rollout.judging import PodAnswer
 from ratchet_operator.rollout.observed import Watch, observe

@@ -36,7 +36,7 @@ from ratchet_operator.metrics import POLLS_FAILED
 from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.queries import Queries
 from ratchet_operator.reconcile.children import resource_version
-from ratchet_operator.reconcile.serving import Heard
+from ratchet_operator.reconcile.servingseen import Heard
 from ratchet_operator.rollout.book import Book, read_book
 from ratchet_operator.rollout.judging import PodAnswer
 from ratchet_operator.rollout.observed import Watch, observe

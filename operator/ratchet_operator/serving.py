@@ -39,7 +39,8 @@ from ratchet_operator.observe import Observer, SecretSightings
 from ratchet_operator.plan import Occurrence, Plan
 from ratchet_operator.policies.progress import seconds_until_due
 from ratchet_operator.policies.waiting import is_ready
-from ratchet_operator.reconcile.serving import ServingSeen, reconcile_serving, secrets_of
+from ratchet_operator.reconcile.serving import reconcile_serving, secrets_of
+from ratchet_operator.reconcile.servingseen import ServingSeen
 from ratchet_operator.rollout.remembering import Memo
 from ratchet_operator.servers import ServerWatch
 from ratchet_operator.settings import Installation

@@ -5,16 +5,13 @@ So nothing ever follows from a decision that an operator could forget.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import cast, get_args
 
 from pydantic import ValidationError
 
-from ratchet.api.v1alpha1 import ExitCode
 from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec
-from ratchet.evidence import Decision, Verdict
-from ratchet_operator.build.server import CONTAINER
 from ratchet_operator.build.serving import EVIDENCE_ANNOTATION, ServingContext, rollout_map, routes_in
 from ratchet_operator.conditions import Verdict as Answer
 from ratchet_operator.conditions import conditions, no
@@ -24,7 +21,6 @@ from ratchet_operator.kinds import (
     REVISION_LABEL,
     SERVICE,
     Json,
-    Kind,
     annotations_of,
     is_deleting,
     is_owned_by,
@@ -36,84 +32,28 @@ from ratchet_operator.kinds import (
 )
 from ratchet_operator.ledger import parse_stamp
 from ratchet_operator.plan import CreateAdminSecret, Plan
-from ratchet_operator.policies.failure import terminations
 from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.reconcile.children import resource_version
 from ratchet_operator.reconcile.patching import soft_patch
 from ratchet_operator.reconcile.servingchildren import child, children
+from ratchet_operator.reconcile.servingjudged import judged
+from ratchet_operator.reconcile.servingseen import ServingSeen
 from ratchet_operator.reconcile.servingstatus import Shown, serving_status
 from ratchet_operator.reconcile.source import follow, source_of
 from ratchet_operator.rollout import machine
 from ratchet_operator.rollout.book import Book, read_book
-from ratchet_operator.rollout.fromspec import court_of, rules_of
-from ratchet_operator.rollout.judging import Evidence, PodAnswer, judge
-from ratchet_operator.rollout.remembering import Memo, generation_of, remember
+from ratchet_operator.rollout.fromspec import rules_of
+from ratchet_operator.rollout.judging import PodAnswer
+from ratchet_operator.rollout.remembering import generation_of, remember
 from ratchet_operator.rollout.revision import Checkpoint, Revision
 from ratchet_operator.rollout.routes import routes_of
-from ratchet_operator.rollout.values import ArmSeen, Command, Rollout, Seen, Split, Verb
-from ratchet_operator.settings import Installation
+from ratchet_operator.rollout.values import ArmSeen, Command, Rollout, Seen, Verb
 from ratchet_operator.specs import parsed
 
 LOOK_AGAIN = 1.0  # seconds, while something is on its way
 LOOK_FOR_SECRETS = 5.0
 COMMAND_ANNOTATION = "ratchet.dev/rollout"
-OTHER_SPACES = (
-    "It observes or acts in other spaces than the policy that serves: give it a PolicyDeployment of its own."
-)
 PROGRESS_FIELDS = ("ready", "replicas", "stable", "canary", "decisions")
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What the servers of one PolicyDeployment said at the last look.
-
-    Attributes:
-        answers: one for each pod that a request can reach.
-        generation: of the routes that they were compared with.
-        split: that all of them follow, None where they don't.
-        traffic: by arm, for how long it is not idle yet; None where nobody can say.
-        trouble: why a server did not take its route.
-        queries: what the spec's guards found in Prometheus.
-        rates: requests a second by arm.
-
-    """
-
-    answers: tuple[PodAnswer, ...] = ()
-    generation: int = -1
-    split: Split | None = None
-    traffic: Mapping[str, int] | None = None
-    trouble: str = ""
-    queries: tuple[Decision, ...] = ()
-    rates: Mapping[str, float] = field(default_factory=dict[str, float])
-
-
-@dataclass(frozen=True, slots=True)
-class ServingSeen:
-    """Everything that is seen around a PolicyDeployment.
-
-    Attributes:
-        children: by kind and name, those that its label finds.
-        job: the RLTrainingJob of its source.
-        secrets: UID of each Secret that was looked for, None where it is not there.
-        memo: what the step before left; nothing is lost with it.
-        due_in: seconds until progress may be written again.
-
-    """
-
-    installation: Installation
-    config_map: Json | None = None
-    children: Mapping[Kind, Mapping[str, Json]] = field(default_factory=dict[Kind, Mapping[str, Json]])
-    pods: tuple[Json, ...] = ()
-    job: Json | None = None
-    secrets: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
-    heard: Heard = Heard()
-    memo: Memo = field(default_factory=Memo)
-    refused: str | None = None
-    due_in: float = 0.0
-
-    def of(self, kind: Kind) -> Mapping[str, Json]:
-        """Children of a kind."""
-        return self.children.get(kind, {})
 
 
 def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
@@ -151,7 +91,7 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     book = _learned(book, accepted, source, seen.heard.answers)
     source = book.revisions.get(source.name) if source is not None else None
 
-    evidence, decisions = _judged(spec, book, seen, config_map, now)
+    evidence, decisions = judged(spec, book, seen, config_map, now)
     demand = _demand(context, book, seen)
     look = Seen(
         source=_wanted_arm(spec, book, source),
@@ -280,52 +220,6 @@ def _demand(context: ServingContext, book: Book, seen: ServingSeen) -> int:
     scaler = seen.of(AUTOSCALER).get(context.arm_name(stable)) if stable is not None else None
     desired = status_of(scaler).get("desiredReplicas") or 0
     return min(spec.autoscaling.max_replicas, max(spec.replicas, desired, book.peak))
-
-
-def _judged(
-    spec: PolicyDeploymentSpec, book: Book, seen: ServingSeen, config_map: Json | None, now: datetime
-) -> tuple[Evidence | None, tuple[Decision, ...]]:
-    """The guards' verdicts on the present trial, and what is remembered of its traffic."""
-    trial = book.state.trial
-    if trial is None:
-        return None, ()
-    name = f"{trial.digest}/{trial.begun}"
-    mine = tuple(pod for pod in seen.pods if labels_of(pod).get(REVISION_LABEL) == trial.digest)
-    evidence, decisions = judge(
-        court_of(spec),
-        seen.memo.evidence or _stored(config_map),
-        name,
-        trial.digest,
-        book.state.stable,
-        seen.heard.answers,
-        _restarts(mine),
-        now,
-    )
-    broken = [end for end in terminations(mine, CONTAINER) if end.exit_code == ExitCode.CONFIG]
-    if broken:
-        decisions = (Decision("start", Verdict.FAIL, broken[-1].sentence), *decisions)
-    stable, canary = (book.revisions.get(arm or "") for arm in (book.state.stable, trial.digest))
-    if stable is not None and canary is not None and _differ(stable.spaces, canary.spaces):
-        decisions = (Decision("spaces", Verdict.FAIL, OTHER_SPACES), *decisions)
-    return evidence, (*decisions, *seen.heard.queries)
-
-
-def _differ(one: str | None, other: str | None) -> bool:
-    return one is not None and other is not None and one != other
-
-
-def _stored(config_map: Json | None) -> Evidence:
-    """The evidence that the ledger has kept; what can't be read is evidence lost, and no more."""
-    try:
-        return Evidence.model_validate_json(annotations_of(config_map or {}).get(EVIDENCE_ANNOTATION, ""))
-    except ValidationError:
-        return Evidence()
-
-
-def _restarts(pods: tuple[Json, ...]) -> int:
-    return sum(
-        seen.get("restartCount", 0) for pod in pods for seen in items(status_of(pod), "containerStatuses")
-    )
 
 
 def _is_moving(state: Rollout, live: Mapping[str, Json], now: datetime) -> bool:
