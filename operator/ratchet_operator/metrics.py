@@ -28,5 +28,15 @@ WATCH_MISSED = Counter(
     ["kind"],
     registry=REGISTRY,
 )
+HELD = Gauge("ratchet_waker_held_requests", "Requests that wait for servers to start.", registry=REGISTRY)
+HELD_SECONDS = Histogram(
+    "ratchet_waker_held_seconds",
+    "From a request to the server that it was given to.",
+    buckets=(0.01, 0.1, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 60),
+    registry=REGISTRY,
+)
+TURNED_AWAY = Counter(
+    "ratchet_waker_turned_away_total", "Requests that no server was found for.", ["reason"], registry=REGISTRY
+)
 LEADER = Gauge("ratchet_leader", "1 while this process holds the Lease.", registry=REGISTRY)
 OBJECTS = Gauge("ratchet_cached_objects", "Objects in the caches.", ["kind"], registry=REGISTRY)
