@@ -128,11 +128,11 @@ class Dispatch:
     def _theirs(self, question: Question, route: Route) -> list[int]:
         """The rows that are the canary's."""
         policies, episodes = question.policies, question.episodes
-        if episodes is None and policies is None:
-            return list(range(len(question))) if self._random.random() < route.weight else []
-        now = asyncio.get_running_loop().time()
         # Without episodes a request is one whole.
-        lot = self._random.random() < route.weight
+        lot = route.gateway is None and self._random.random() < route.weight
+        if episodes is None and policies is None:
+            return list(range(len(question))) if lot else []
+        now = asyncio.get_running_loop().time()
         rows: list[int] = []
         for row in range(len(question)):
             arm = self._named(policies[row], route) if policies else ""
@@ -161,8 +161,9 @@ class Dispatch:
             return STABLE
         elif session.salt != route.salt or not session.arm:
             session.salt = route.salt
-            # One that runs already stays where it is.
-            chosen = not session.t and share(route.salt, episode) < route.weight
+            # One that runs already stays where it is. Behind a gateway both arms choose, and choose the same.
+            is_below = share(route.salt, episode) < route.weight
+            chosen = not session.t and is_below != (route.gateway == "Canary")
             session.arm = CANARY if chosen else STABLE
         return session.arm
 

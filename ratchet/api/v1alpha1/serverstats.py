@@ -46,6 +46,12 @@ class Route(ApiModel):
         description="Chooses which episodes; the same one through a whole rollout.",
     )
     digest: str | None = Field(default=None, description="That the canary must answer with.")
+    gateway: Literal["Stable", "Canary"] | None = Field(
+        default=None,
+        description="The arm to which a gateway has sent what comes here: requests without an episode are "
+        "answered where they come. On a server of the canary, `canary` is the way back to the stable arm, "
+        "for the episodes that are not below `weight`.",
+    )
 
 
 class Latency(ApiModel):
