@@ -1,7 +1,6 @@
 """What the server remembers of running episodes: arm, policy, steps, a recurrent policy's memory. Bounded."""
 
-from collections import OrderedDict
-
+from ratchet_inference.recent import Recent
 from ratchet_inference.seams import Floats
 
 
@@ -28,7 +27,7 @@ class Session:
 
 
 class Sessions:
-    """Running episodes, the one that waited longest first.
+    """Running episodes, those that waited longest first.
 
     Args:
         most: episodes at once; one more, and the one that waited longest is forgotten.
@@ -40,9 +39,8 @@ class Sessions:
     """
 
     def __init__(self, most: int = 65_536, seconds: float = 900.0) -> None:
-        self._most = most
         self._seconds = seconds
-        self._episodes: OrderedDict[str, Session] = OrderedDict()
+        self._episodes: Recent[Session] = Recent(most)
         self.released = ""
 
     def __len__(self) -> int:
@@ -50,25 +48,21 @@ class Sessions:
 
     def of(self, episode: str, now: float) -> Session:
         """The episode's session, a new one where it is not known."""
-        episodes = self._episodes
-        session = episodes.get(episode)
-        if session is not None and now - session.used <= self._seconds:
+        episodes, seconds = self._episodes, self._seconds
+        session = episodes.use(episode)
+        if session is not None and now - session.used <= seconds:
             session.used = now
-            episodes.move_to_end(episode)
             return session
-        if session is not None:
-            del episodes[episode]
-        session = episodes[episode] = Session(now)
+        session = Session(now)
+        episodes.put(episode, session)
         # Two at most leave for each that comes, so none pays for many.
-        for _ in range(2):
-            oldest = next(iter(episodes.values()))
-            if len(episodes) > self._most or now - oldest.used > self._seconds:
-                episodes.popitem(last=False)
+        for _ in episodes.past(lambda one: now - one.used > seconds, 2, near=episode):
+            pass
         return session
 
     def forget(self, episode: str) -> None:
         """The episode is over."""
-        self._episodes.pop(episode, None)
+        self._episodes.pop(episode)
 
     def release(self, digest: str) -> None:
         """Lets every episode go on with whatever policy is current, those that name `digest` too."""

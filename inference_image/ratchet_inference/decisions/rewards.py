@@ -4,7 +4,7 @@ A server knows only its own recent decisions. What it does not know goes to the 
 where the reader joins it with what other servers wrote; see docs/decision-log.md. No I/O, no own clock.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 from ratchet.decisions.records import Decision, Reward
 from ratchet_inference.decisions.returns import Returns, Tally
 from ratchet_inference.problems import Problem, bad_request
+from ratchet_inference.recent import Recent
 
 LONGEST_NAME = 256
 # Waits that end in one call at most, so that an answer never waits for many of them.
@@ -64,10 +65,9 @@ class Waiting(Generic[T]):
 
     def __init__(self, window: float, capacity: int, seen: Callable[[T], float]) -> None:
         self._window = window
-        self._capacity = capacity
         self._seen = seen
-        self._open: OrderedDict[str, T] = OrderedDict()
-        self._over: OrderedDict[str, tuple[bool, T]] = OrderedDict()
+        self._open: Recent[T] = Recent(capacity)
+        self._over: Recent[tuple[bool, T]] = Recent(capacity)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -87,30 +87,22 @@ class Waiting(Generic[T]):
             What has waited longest and is forgotten for want of room, if so.
 
         """
-        waiting = self._open
-        if name in waiting:
-            waiting.move_to_end(name)
-        elif name in self._over:
+        if self._over.get(name) is not None:
             return None
-        waiting[name] = value
-        return waiting.popitem(last=False)[1] if len(waiting) > self._capacity else None
+        return self._open.put(name, value)
 
     def ended(self, now: float, most: int) -> Iterator[tuple[str, T]]:
-        """Ends the waits whose window has passed, oldest first."""
-        for _ in range(most):
-            if not self._open:
-                return
-            name, value = next(iter(self._open.items()))
-            if now - self._seen(value) <= self._window:
-                return
-            self._end(name, value, rewarded=False)
+        """Ends waits whose window has passed."""
+        window, seen = self._window, self._seen
+        for name, value in self._open.past(lambda value: now - seen(value) > window, most):
+            self._over.put(name, (False, value))
             yield name, value
 
     def reward(self, name: str) -> Standing:
         """Takes a reward; every later one of the same name is a duplicate."""
-        waiting = self._open.get(name)
+        waiting = self._open.pop(name)
         if waiting is not None:
-            self._end(name, waiting, rewarded=True)
+            self._over.put(name, (True, waiting))
             return Standing.AWAITED
         over = self._over.get(name)
         if over is None:
@@ -118,14 +110,8 @@ class Waiting(Generic[T]):
         rewarded, value = over
         if rewarded:
             return Standing.DUPLICATE
-        self._over[name] = (True, value)
+        self._over.put(name, (True, value))
         return Standing.LATE
-
-    def _end(self, name: str, value: T, *, rewarded: bool) -> None:
-        del self._open[name]
-        self._over[name] = (rewarded, value)
-        if len(self._over) > self._capacity:
-            self._over.popitem(last=False)
 
 
 @dataclass(slots=True)
