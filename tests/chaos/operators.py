@@ -101,7 +101,8 @@ class Operator:
 
     def signal(self, number: int) -> None:
         if self._pid is not None:
-            os.kill(self._pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(self._pid, number)
 
     @property
     def running(self) -> bool:
