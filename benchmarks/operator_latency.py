@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,8 @@ from typing import Any
 import aiohttp
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
-from operator_contestants import NAMESPACE, Contestant, contest
+from localcluster.simulated import SimulatedCluster
+from operator_contestants import NAMESPACE, Contestant, contest, cpu_seconds
 from ratchet_operator.apiserver import ApiError, ApiServer, Bucket
 
 Json = dict[str, Any]
@@ -144,9 +145,10 @@ def quantile(values: Iterable[float], q: float) -> float:
 class Bench:
     """One control plane, its audit log and a client."""
 
-    def __init__(self, audit_log: Path, api: ApiServer) -> None:
+    def __init__(self, audit_log: Path, api: ApiServer, control_plane: Mapping[str, int]) -> None:
         self._api = api
         self._log = AuditLog(audit_log)
+        self._control_plane = control_plane
         self._begun = time.monotonic()
         self.figures: Json = {}
         """By contestant, as far as they are measured."""
@@ -231,7 +233,7 @@ class Bench:
 
     async def burst(self, who: Contestant, count: int, steady: list[str]) -> Figures:
         """Many objects at once, and meanwhile changes to objects that were there before."""
-        mark, cpu = self.mark(), who.cpu_seconds()
+        mark, cpu = self.mark(), self._cpu(who)
         begin = time.time()
         names = [f"b{count}-{number:04}" for number in range(count)]
         gate = asyncio.Semaphore(AT_ONCE)
@@ -257,6 +259,7 @@ class Bench:
         await asyncio.gather(*(one(name) for name in names))
         created = time.time()
         await self.all_children(who, mark, count)
+        spent = {name: seconds - cpu[name] for name, seconds in self._cpu(who).items()}
         last_pod = await self.all_pods(who, mark, count)
         answers = await answering
         await self.settled(who, SETTLED_SECONDS)
@@ -270,10 +273,13 @@ class Bench:
         written = self._log.since(mark, who.user)
         events = sum(write.plural == "events" for write in written)
         made = len(self.children(who, mark))
+        all_children = max(write.at for write in self.children(who, mark)) - asked
         return {
             "created_s": created - begin,
             "last_first_child_s": max(firsts.values()) - asked,
-            "all_children_s": max(write.at for write in self.children(who, mark)) - asked,
+            "all_children_s": all_children,
+            "children_per_object": made / count,
+            "ms_per_child": 1000 * all_children / made,
             "all_pods_s": last_pod - asked,
             "answer_p50_ms": quantile(answers, 0.5) if answers else math.nan,
             "answer_max_ms": max(answers, default=math.nan),
@@ -281,9 +287,15 @@ class Bench:
             "events_per_object": events / count,
             "writes_per_child": (len(written) - events) / made,
             "writes_and_events_per_child": len(written) / made,
-            "cpu_ms_per_object": 1000 * (who.cpu_seconds() - cpu) / count,
+            **{f"until_then_{name}_cpu_ms": 1000 * seconds / count for name, seconds in spent.items()},
+            "cpu_ms_per_object": 1000 * (who.cpu_seconds() - cpu["operator"]) / count,
             "memory_mb": who.memory() / 1e6,
         }
+
+    def _cpu(self, who: Contestant) -> dict[str, float]:
+        """CPU seconds that each process of this machine has used so far, which share its cores."""
+        of_others = {name: cpu_seconds(pid) for name, pid in self._control_plane.items()}
+        return {"operator": who.cpu_seconds(), "client": cpu_seconds(os.getpid()), **of_others}
 
     async def clear(self, *contestants: Contestant) -> None:
         """Delete all their objects, and wait until all pods are gone."""
@@ -404,6 +416,8 @@ BURST_ROWS = {
     "created_s": "time of the creations, s",
     "last_first_child_s": "last first child, s",
     "all_children_s": "all children, s",
+    "children_per_object": "children per object",
+    "ms_per_child": "all children, ms per child",
     "all_pods_s": "all pods, whoever makes them, s",
     "answer_p50_ms": "a change to another object meanwhile, p50 ms",
     "answer_max_ms": "a change to another object meanwhile, worst ms",
@@ -411,7 +425,14 @@ BURST_ROWS = {
     "events_per_object": "Events per object",
     "writes_per_child": "API writes per child, without Events",
     "writes_and_events_per_child": "API writes per child, with Events",
-    "cpu_ms_per_object": "CPU of the operator per object, ms",
+    "until_then_operator_cpu_ms": "CPU per object until all children, ms: operator",
+    "until_then_kube-apiserver_cpu_ms": "  API server",
+    "until_then_etcd_cpu_ms": "  etcd",
+    "until_then_kube-controller-manager_cpu_ms": "  controller manager",
+    "until_then_kube-scheduler_cpu_ms": "  scheduler",
+    "until_then_kwok_cpu_ms": "  KWOK",
+    "until_then_client_cpu_ms": "  this program",
+    "cpu_ms_per_object": "CPU of the operator per object until it is settled, ms",
     "memory_mb": "memory of the operator, MB",
 }
 
@@ -442,13 +463,13 @@ def table(figures: Json) -> str:
 
 
 async def measure(
-    arguments: argparse.Namespace, audit_log: Path, kubeconfig: Path, contestants: list[Contestant]
+    arguments: argparse.Namespace, cluster: SimulatedCluster, contestants: list[Contestant]
 ) -> Json:
     """All figures by contestant, as far as there was time for them."""
     configuration = Configuration()
-    await load_kube_config(str(kubeconfig), client_configuration=configuration)
+    await load_kube_config(str(cluster.admin_kubeconfig), client_configuration=configuration)
     async with ApiServer(configuration, Bucket(1e6, 1e6, time.monotonic)) as api:
-        bench, ours = Bench(audit_log, api), contestants[-1]
+        bench, ours = Bench(cluster.audit_log, api, cluster.pids()), contestants[-1]
         many: Figures = {}
         try:
             async with asyncio.timeout(arguments.seconds):
@@ -479,9 +500,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with contest(AUDIT_POLICY, arguments.alone) as (cluster, contestants):
         try:
-            figures = asyncio.run(
-                measure(arguments, cluster.audit_log, cluster.admin_kubeconfig, contestants)
-            )
+            figures = asyncio.run(measure(arguments, cluster, contestants))
         finally:
             if arguments.logs:
                 for log in (cluster.audit_log, *(who.log for who in contestants)):

@@ -222,39 +222,39 @@ def test_what_someone_else_made_under_a_childs_name_is_left_alone_and_named(
     namespace: Namespace, endless: Json, labelled: bool
 ) -> None:
     # All that we watch by.
-    labels = {"ratchet.dev/job": "endless", "ratchet.dev/component": "trainer"} if labelled else {}
+    labels = {"ratchet.dev/job": "endless", "ratchet.dev/component": "redis"} if labelled else {}
     theirs = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": "endless-trainer", "labels": labels},
+        "metadata": {"name": "endless-redis", "labels": labels},
         "spec": {"ports": [{"port": 80}], "selector": {"app": "theirs"}},
     }
     namespace.apply(theirs)
-    before = namespace.find("service", "endless-trainer")
+    before = namespace.find("service", "endless-redis")
     namespace.apply(endless)
 
     def said() -> tuple[str, str] | None:
         it = condition(namespace.find("rlj", "endless"), "Progressing")
-        return (it["status"], it["reason"]) if "Service endless-trainer" in it.get("message", "") else None
+        return (it["status"], it["reason"]) if "Service endless-redis" in it.get("message", "") else None
 
     # Where the watch has not told of it yet, it is the API server that refuses, labelled or not.
     expected = ("False", "NameTaken" if labelled else "Refused")
     eventually("a condition names it, and why", lambda: said() == expected)
-    assert namespace.find("service", "endless-trainer") == before
+    assert namespace.find("service", "endless-redis") == before
 
-    namespace.kubectl("delete", "service", "endless-trainer")
+    namespace.kubectl("delete", "service", "endless-redis")
     eventually("the job goes on by itself", lambda: training(namespace, "endless"))
 
 
 def test_a_child_that_lost_its_label_gets_it_back(namespace: Namespace, endless: Json) -> None:
     endless["spec"]["suspend"] = True
     namespace.apply(endless)
-    service = eventually("there is a Service", lambda: namespace.find("service", "endless-trainer"))
+    service = eventually("there is a Service", lambda: namespace.find("service", "endless-redis"))
 
-    namespace.kubectl("label", "service", "endless-trainer", "ratchet.dev/job-", "ratchet.dev/component-")
+    namespace.kubectl("label", "service", "endless-redis", "ratchet.dev/job-", "ratchet.dev/component-")
 
     def labelled() -> Json | None:
-        live = namespace.find("service", "endless-trainer")
+        live = namespace.find("service", "endless-redis")
         return live if live and "ratchet.dev/job" in live["metadata"].get("labels", {}) else None
 
     again = eventually("it is labelled again", labelled)

@@ -257,7 +257,7 @@ def test_a_finished_job_with_a_time_to_live_goes_by_itself(namespace: Namespace,
     endless["spec"]["environment"]["id"] = "NoSuchEnvironment-v0"
     endless["spec"]["ttlSecondsAfterFinished"] = 1
     namespace.apply(endless)
-    eventually("there is a trainer's Service", lambda: namespace.find("service", "endless-trainer"))
+    eventually("there is a Service", lambda: namespace.find("service", "endless-redis"))
 
     eventually("the job is gone", lambda: namespace.find("rlj", "endless") is None)
 

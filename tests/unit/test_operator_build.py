@@ -8,7 +8,7 @@ from ratchet_operator.build.context import JobContext, PoolContext
 from ratchet_operator.build.network import network_policies
 from ratchet_operator.build.pool import REPLICAS_FROM, rollout_pool
 from ratchet_operator.build.redis import redis_deployment, redis_service
-from ratchet_operator.build.trainer import CONFIG_HASH, trainer_deployment, trainer_service
+from ratchet_operator.build.trainer import CONFIG_HASH, trainer_deployment
 from ratchet_operator.build.workers import worker_set
 from ratchet_operator.kinds import base_name, label_value
 from ratchet_operator.ledger import LEDGER_ANNOTATION, Ledger
@@ -79,7 +79,7 @@ def test_every_child_is_owned_labelled_and_named_after_the_job():
     job = context()
     children = [
         config_map(job, Ledger()), redis_deployment(job, "s", 1), redis_service(job),
-        trainer_deployment(job, Ledger(), "CPU", "s", 1), trainer_service(job), rollout_pool(job, None),
+        trainer_deployment(job, Ledger(), "CPU", "s", 1), rollout_pool(job, None),
         *network_policies(job),
     ]  # fmt: skip
 

@@ -158,7 +158,6 @@ def assert_wanted_state(world: World) -> None:
     assert variables(spec_of(trainer))["RATCHET_ATTEMPT"] == str(status["attempt"])
     assert "evil:latest" not in str(world.objects)
     assert world.get(SERVICE, "job-redis")
-    assert world.get(SERVICE, "job-trainer")
     assert f"'maxSteps': {spec_of(job)['stop']['maxSteps']}" in str(spec_of(job))
     config = world.get(CONFIG_MAP, "job-config")
     assert config is not None
@@ -223,6 +222,19 @@ def test_after_any_history_a_finished_trainer_ends_the_job_once(history):
     assert world.events.count("Succeeded") == 1
 
 
+def test_a_service_that_only_an_earlier_release_wanted_goes_and_a_strangers_stays():
+    world = new_world()
+    world.settle()
+    redis = world.get(SERVICE, "job-redis")
+    assert redis is not None
+    for name, owners in (("job-trainer", redis["metadata"]["ownerReferences"]), ("theirs", [])):
+        world.put({**redis, "metadata": {"name": name, "ownerReferences": owners}})
+
+    world.settle()
+
+    assert {name_of(service) for service in world.all(SERVICE)} == {"job-redis", "theirs"}
+
+
 def live_a_life(world: World) -> None:
     for _ in range(6):
         world.operate()
@@ -233,7 +245,7 @@ def live_a_life(world: World) -> None:
         world.turn()
 
 
-@pytest.mark.parametrize("writes", range(22))
+@pytest.mark.parametrize("writes", range(20))
 def test_a_kill_after_any_write_creates_nothing_twice(writes):
     clean, world = new_world(), new_world()
     live_a_life(clean)

@@ -18,7 +18,7 @@ from ratchet_operator.build.pod import (
     user_mount,
 )
 from ratchet_operator.build.redis import SECRET_UID_ANNOTATION
-from ratchet_operator.kinds import ATTEMPT_LABEL, DEPLOYMENT, SERVICE, Json, digest
+from ratchet_operator.kinds import ATTEMPT_LABEL, DEPLOYMENT, Json, digest
 from ratchet_operator.ledger import Ledger
 
 PORT = 8080
@@ -98,16 +98,5 @@ def trainer_deployment(
             },
             "spec": pod_spec(main, mounts, USER, trainer, terminationGracePeriodSeconds=30),
         },
-    }
-    return obj
-
-
-def trainer_service(context: JobContext) -> Json:
-    """Headless, for Prometheus to find the trainer's /metrics."""
-    obj = context.child(SERVICE, context.trainer_name, CONTAINER)
-    obj["spec"] = {
-        "clusterIP": "None",
-        "selector": context.selector(CONTAINER),
-        "ports": [{"name": "http", "port": PORT, "targetPort": "http", "protocol": "TCP"}],
     }
     return obj

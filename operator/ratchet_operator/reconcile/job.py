@@ -12,7 +12,7 @@ from ratchet_operator.build.context import JobContext
 from ratchet_operator.build.network import network_policies
 from ratchet_operator.build.pool import rollout_pool
 from ratchet_operator.build.redis import redis_deployment, redis_service
-from ratchet_operator.build.trainer import ACTIVE_SINCE, trainer_deployment, trainer_service
+from ratchet_operator.build.trainer import ACTIVE_SINCE, trainer_deployment
 from ratchet_operator.conditions import conditions, no
 from ratchet_operator.drift import stamped
 from ratchet_operator.kinds import (
@@ -151,8 +151,7 @@ def _going_on(
             ),
         )  # fmt: skip
     deletes = [done.delete for done in steps if done.delete is not None]
-    if not context.is_redis_managed:
-        deletes += _redis_removals(context, seen)
+    deletes += _redis_removals(context, seen)
     deletes += _policy_removals(context, seen)
     taken = [done.taken for done in steps if done.taken is not None]
     waiting = Waiting(
@@ -200,7 +199,6 @@ def _wanted(
         live = seen.deployments.get(context.trainer_name)
         device = choice.device
         wanted.append((trainer_deployment(context, ledger, device, secret_uid, trainer_replicas), live))
-    wanted.append((trainer_service(context), seen.services.get(context.trainer_name)))
     wanted.append((rollout_pool(context, _mine(seen.pool, context.uid)), seen.pool))
     if context.installation.network_policies:
         wanted += [
@@ -220,9 +218,14 @@ def _step(wanted: Json, live: Json | None, context: JobContext) -> ChildStep:
 
 
 def _redis_removals(context: JobContext, seen: JobSeen) -> list[Delete]:
-    why = "the job brings its own Redis"
     name = context.redis_name
+    others = [service for found, service in seen.services.items() if found != name]
+    deletes = removals(SERVICE, others, context.uid, "an earlier release made it")
+    if context.is_redis_managed:
+        return deletes
+    why = "the job brings its own Redis"
     return [
+        *deletes,
         *removals(DEPLOYMENT, [seen.deployments.get(name)], context.uid, why),
         *removals(SERVICE, [seen.services.get(name)], context.uid, why),
     ]
