@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from ratchet.api.v1alpha1.training import S3
 from ratchet.checkpoints.errors import CheckpointsUnreadable, StorageDenied, StorageUnavailable, Superseded
 from ratchet.checkpoints.manifest import Blob, Manifest, order
+from ratchet.checkpoints.retention import Candidate, removable
 
 CREDENTIALS_FOLDER = "RATCHET_S3_CREDENTIALS_DIR"
 # A blob that no manifest names may belong to a checkpoint that is being written.
@@ -151,13 +152,7 @@ class CheckpointStore:
 
     def names(self) -> list[str]:
         """Names of all manifests, oldest line of training first."""
-        found: list[tuple[tuple[int, int, int], str]] = []
-        for entry in self._list("manifests/"):
-            name = entry["Key"].rpartition("/")[2].removesuffix(".json")
-            place = order(name)
-            if place is not None:
-                found.append((place, name))
-        return [name for _, name in sorted(found)]
+        return [name for name, _ in self._manifests()]
 
     def write(self, manifest: Callable[[dict[str, Blob]], Manifest], blobs: Mapping[str, bytes]) -> Stored:
         """Stores blobs, then the manifest that `manifest` makes of their hashes.
@@ -204,28 +199,33 @@ class CheckpointStore:
             )
         return None
 
-    def retain(self, last: int, best: int, now: datetime) -> list[str]:
-        """Deletes all but the `last` newest and the `best` by mean return, and blobs that none then names.
+    def retain(
+        self,
+        last: int,
+        best: int,
+        now: datetime,
+        kept: Collection[str] = (),
+        grace: timedelta = timedelta(0),
+    ) -> list[str]:
+        """Deletes the checkpoints that are `retention.removable`, and blobs that none then names.
 
         Returns:
             Names of the manifests that were deleted.
 
         """
-        names = self.names()
-        stored = {name: found for name in names if isinstance(found := self._read_manifest(name), Stored)}
-        scored = [
-            (m.manifest.mean_return, name) for name, m in stored.items() if m.manifest.mean_return is not None
-        ]
+        listed = self._manifests()
+        stored = {name: found for name, _ in listed if isinstance(found := self._read_manifest(name), Stored)}
         # What can't be read is neither deleted, for a later release may read it, nor counted as kept.
-        readable = [name for name in names if name in stored]
-        keep = {*readable[-last:], *(name for _, name in sorted(scored, reverse=True)[:best])}
-        gone = [name for name in readable if name not in keep]
+        readable = [
+            Candidate(name, at, stored[name].manifest.mean_return) for name, at in listed if name in stored
+        ]
+        gone = removable(readable, last, best, kept, grace)
         if not gone:
             return []
         self._delete(f"{self._prefix}/manifests/{name}.json" for name in gone)
-        if len(stored) == len(names):
-            named = {blob.sha256 for name in keep for blob in stored[name].manifest.blobs.values()}
-            mine = {blob.sha256 for name in gone for blob in stored[name].manifest.blobs.values()}
+        if len(stored) == len(listed):
+            mine = {blob.sha256 for name in gone for blob in stored.pop(name).manifest.blobs.values()}
+            named = {blob.sha256 for left in stored.values() for blob in left.manifest.blobs.values()}
             self._delete(
                 entry["Key"]
                 for entry in self._list("blobs/sha256/")
@@ -251,6 +251,16 @@ class CheckpointStore:
 
     def _claim_key(self, epoch: int, name: str) -> str:
         return f"{self._prefix}/epochs/{epoch}-{name}"
+
+    def _manifests(self) -> list[tuple[str, datetime]]:
+        """Name of each manifest and when it was stored, oldest line of training first."""
+        found: list[tuple[tuple[int, int, int], str, datetime]] = []
+        for entry in self._list("manifests/"):
+            name = entry["Key"].rpartition("/")[2].removesuffix(".json")
+            place = order(name)
+            if place is not None:
+                found.append((place, name, entry["LastModified"]))
+        return [(name, stored) for _, name, stored in sorted(found)]
 
     def _read_manifest(self, name: str) -> Stored | str:
         key = f"{self._prefix}/manifests/{name}.json"

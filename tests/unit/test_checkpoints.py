@@ -303,6 +303,18 @@ def test_retention_keeps_the_last_and_the_best(bucket: Bucket):
     assert sorted(bucket.objects("blobs/")) == sorted(bucket.blob(content) for content in contents)
 
 
+def test_retention_leaves_what_is_spoken_of_and_what_has_just_lost_its_place(bucket: Bucket):
+    for steps in (100, 200, 300):
+        write(bucket.store, steps)
+
+    assert bucket.store.retain(last=1, best=1, now=NOW, grace=timedelta(minutes=10)) == []
+    gone = bucket.store.retain(last=1, best=1, now=NOW, kept=["000000000100-1-100"])
+
+    assert gone == ["000000000200-1-200"]
+    assert bucket.blob(b"state of 100") in bucket.objects()
+    assert bucket.blob(b"state of 200") not in bucket.objects()
+
+
 def test_retention_keeps_blobs_that_a_kept_checkpoint_shares(bucket: Bucket):
     shared = b"the same in all"
     for steps in (100, 200):
