@@ -2,7 +2,7 @@
 
 What must hold at each write, not only in the end: never traffic to what is not ready, nothing scaled down
 before it is seen to be left, capacity for all that is routed, weights that only grow, episodes that stay on
-their arm. And in a fair world each history ends.
+their arm, a pod or the operator's door for whoever asks. And in a fair world each history ends.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from ratchet_operator.rollout.values import (
     ArmSeen,
     Command,
     GuardPolicy,
+    Rest,
     Rollout,
     Rules,
     Seen,
@@ -35,6 +36,7 @@ NEVER_READY, WORSE = {"broken"}, {"worse"}
 DEADLINE, BAKE = 60.0, 20.0
 EPISODE_SECONDS = 15.0
 ENOUGH, TELLING = 30, 60
+SLEEPY = 20.0
 ENDS = {"Serving", "Quarantined", "AttemptsExhausted"}
 RULES = {
     "canary": Rules(
@@ -50,6 +52,9 @@ RULES = {
         policies={"errors": GuardPolicy(on_not_enough="RollBack", on_source_down="Advance")},
     ),
     "all at once": Rules(bake_seconds=BAKE, deadline_seconds=DEADLINE, cooldown_seconds=0),
+    "sleepy": Rules(
+        stages=(Stage(50, seconds=5),), bake_seconds=BAKE, deadline_seconds=DEADLINE, sleep_seconds=SLEEPY
+    ),
 }
 
 
@@ -97,6 +102,8 @@ class World:
         self.demand, self.is_busy, self.is_blind, self.start_seconds, self.lag = 4, True, False, 3.0, 2.0
         self.command: Command | None = None
         self.last_weight = 0
+        self.door = self.is_found = False
+        self.asked = self.knocked = self.now
 
     @property
     def state(self) -> Rollout:
@@ -114,6 +121,7 @@ class World:
             if self.now >= self.follows_at:
                 self._follow()
             self.episodes = [episode for episode in self.episodes if episode.ends > self.now]
+            self.is_found = bool(self.ready(self.state.stable or ""))
             if self.is_busy:
                 self._begin_episodes()
 
@@ -134,6 +142,9 @@ class World:
         assert episode.arm in failed or self.now - episode.begun > timedelta(seconds=DEADLINE)
 
     def _begin_episodes(self) -> None:
+        self.asked = self.now
+        if self.door and not self.ready(self.state.stable or ""):
+            self.knocked = self.now
         for digest, weight in self.followed.weights.items():
             if self.ready(digest):
                 ends = self.now + timedelta(seconds=EPISODE_SECONDS)
@@ -169,6 +180,12 @@ class World:
             traffic=traffic if agreed else None,
             decisions=self._decisions(state),
             command=self.command,
+            rest=Rest(
+                quiet=(self.now - self.asked).total_seconds() if not self.episodes else None,
+                door=self.door,
+                asked=(self.now - self.knocked).total_seconds() < 10,
+                found=self.is_found,
+            ),
         )
 
     def operate(self, writes: int | None = None) -> Wanted:
@@ -185,6 +202,9 @@ class World:
             write()
             self._check_weight(before, wanted.state)
             self.ledger = wanted.state.model_dump_json()
+        if wanted.state.nap is not None and not self.door:
+            write()
+            self.door = True
         for digest, replicas in wanted.replicas.items():
             if replicas != self.arms.get(digest, Arm()).replicas:
                 write()
@@ -192,7 +212,17 @@ class World:
         if wanted.split != self.written:
             write()
             self._route(wanted.split)
+        if wanted.state.nap is None and self.door:
+            write()
+            assert self.is_found or self._is_late(before), "the door went before a pod was found"
+            self.door = False
         return wanted
+
+    def _is_late(self, state: Rollout) -> bool:
+        """Whether pods had their time to wake, or died after it."""
+        return state.nap is None or self.now - datetime.fromisoformat(state.nap.since) > timedelta(
+            seconds=DEADLINE
+        )
 
     def _check_weight(self, before: Rollout, after: Rollout) -> None:
         one, other = before.trial, after.trial
@@ -209,6 +239,10 @@ class World:
         arm = self.arms.setdefault(digest, Arm())
         if replicas < arm.replicas:
             weight = max(split.weights.get(digest, 0) for split in (self.written, self.followed))
+            if digest == self.state.stable and not replicas:
+                assert self.door, "asleep without a door"
+                assert not self.is_busy or self.now - self.asked >= timedelta(seconds=SLEEPY)
+                weight = 0
             assert replicas >= (self.needs(weight) if weight else 0), "scaled below what is routed there"
             if not replicas:
                 assert not weight, "scaled down before traffic had left"
@@ -332,9 +366,27 @@ class AllAtOnceHistories(Histories):
     rules_name = "all at once"
 
 
+class SleepyHistories(Histories):
+    rules_name = "sleepy"
+
+    @rule()
+    def a_still_world_falls_asleep(self):
+        world = self.world
+        world.is_busy, world.lag, world.start_seconds = False, 2.0, 4.0
+        world.source = world.state.stable or world.source
+        for _ in range(400):
+            world.operate()
+            world.tick(1)
+        state = world.state
+        if state.trial is None and state.stable is not None and state.pin is None:
+            assert state.nap is not None
+            assert (state.nap.phase, world.arms) == ("Asleep", {})
+
+
 TestCanary = Histories.TestCase
 TestApproval = ApprovalHistories.TestCase
 TestAllAtOnce = AllAtOnceHistories.TestCase
-TestCanary.settings = TestApproval.settings = TestAllAtOnce.settings = settings(
+TestSleepy = SleepyHistories.TestCase
+TestCanary.settings = TestApproval.settings = TestAllAtOnce.settings = TestSleepy.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None
 )

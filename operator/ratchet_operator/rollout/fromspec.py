@@ -52,6 +52,7 @@ def rules_of(spec: PolicyDeploymentSpec) -> Rules:
         deadline_seconds=seconds(strategy.progress_deadline),
         cooldown_seconds=seconds(strategy.cooldown),
         attempts=strategy.attempts,
+        sleep_seconds=seconds(spec.scale_to_zero_after) if spec.scale_to_zero_after is not None else None,
         policies={
             name: GuardPolicy(guard.on_fail, guard.on_not_enough_evidence, guard.on_source_down)
             for guard, tested in _guards(spec)

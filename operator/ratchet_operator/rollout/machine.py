@@ -5,7 +5,7 @@ followed, then what is left over is scaled down. The last is no phase but a rule
 so nothing can be forgotten.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from ratchet.api.v1alpha1.base import ApiModel
 from ratchet.evidence import Decision, Verdict
 from ratchet_operator.ledger import stamp
 from ratchet_operator.plan import Occurrence
+from ratchet_operator.rollout.sleeping import doze, rest
 from ratchet_operator.rollout.traffic import is_followed, replicas_of, split_of
 from ratchet_operator.rollout.values import (
     At,
@@ -54,7 +55,7 @@ def step(rules: Rules, state: Rollout, seen: Seen, now: datetime) -> Wanted:
     """
     at = At(rules, seen, now)
     commanded = _obey(state, at)
-    said = _advance(commanded, at)
+    said = _advance(commanded, at, is_ordered=commanded.command != state.command)
     split = split_of(said.state, at)
     return Wanted(
         said.state,
@@ -66,10 +67,14 @@ def step(rules: Rules, state: Rollout, seen: Seen, now: datetime) -> Wanted:
     )
 
 
-def _advance(state: Rollout, at: At) -> _Said:
-    trial = state.trial
+def _advance(state: Rollout, at: At, *, is_ordered: bool) -> _Said:
+    trial, nap = state.trial, state.nap
+    if trial is None and nap is not None and nap.phase != "Drowsy":
+        # What the source means by now is tried when there are requests to judge it by.
+        rested = rest(state, nap, at, is_ordered=is_ordered)
+        return _Said(_with(state, nap=rested.nap), rested.reason, rested.message, rested.occurrence)
     if trial is None:
-        return _idle(state, at)
+        return _drowse(_idle(state, at), at)
     if trial.phase not in ("Bake", "RollBack") and trial.weight < 100 and _is_superseded(state, trial, at):
         return _roll_back(state, trial, at, "Superseded", "The source means another policy now.")
     if trial.phase != "RollBack" and state.stable is not None:
@@ -87,6 +92,17 @@ def _advance(state: Rollout, at: At) -> _Said:
             return _bake(state, trial, at)
         case "RollBack":
             return _rolling_back(state, trial, at)
+
+
+def _drowse(said: _Said, at: At) -> _Said:
+    """What was said, unless nobody has asked for anything for long enough."""
+    dozing = doze(said.state, at)
+    if dozing is None:
+        return said if said.state.nap is None else replace(said, state=_with(said.state, nap=None))
+    state = _with(said.state, nap=dozing.nap)
+    if dozing.occurrence is None:
+        return replace(said, state=state)
+    return _Said(state, dozing.reason, dozing.message, dozing.occurrence)
 
 
 def _idle(state: Rollout, at: At) -> _Said:
@@ -108,6 +124,8 @@ def _idle(state: Rollout, at: At) -> _Said:
         )
     if state.cooldown_until is not None and at.seconds_since(state.cooldown_until) < 0:
         return _Said(state, "CoolingDown", f"The next trial begins after {state.cooldown_until}.")
+    if at.seen.obstacle and state.stable is not None:
+        return _Said(state, "GatewayNotReady", at.seen.obstacle)
     trial = Trial(digest=wanted, begun=at.stamp, since=at.stamp, skip=state.pin is not None)
     begun = _with(state, trial=trial, attempts={wanted: tried + 1}, cooldown_until=None)
     return _say(begun, trial, "TrialStarted", f"{_short(wanted)} is brought up beside what serves.")
@@ -132,6 +150,8 @@ def _stage(state: Rollout, trial: Trial, at: At) -> _Said:
     lacks = _lacks_pods(trial, at, stage.weight)
     if lacks:
         return _wait(state, trial, at, "Surging", lacks)
+    if at.seen.obstacle:
+        return _wait(state, trial, at, "GatewayNotReady", at.seen.obstacle)
     target = 0 if stage.mirrored else stage.weight
     if trial.weight < target:
         return _next(state, trial, at, "WeightRaised", f"{target}% of new episodes.", weight=target)
@@ -160,6 +180,8 @@ def _promote(state: Rollout, trial: Trial, at: At) -> _Said:
     lacks = _lacks_pods(trial, at, 100)
     if lacks:
         return _wait(state, trial, at, "Surging", lacks)
+    if at.seen.obstacle and state.stable is not None:
+        return _wait(state, trial, at, "GatewayNotReady", at.seen.obstacle)
     if trial.weight < 100:
         if trial.paused or at.rules.paused:
             return _Said(state, "Paused", "Paused before it serves everybody.")

@@ -50,7 +50,8 @@ def replicas_of(state: Rollout, split: Split, at: At) -> dict[str, int]:
     seen, trial = at.seen, state.trial
     wanted: dict[str, int] = {}
     if state.stable is not None:
-        wanted[state.stable] = at.pods(100)
+        is_asleep = state.nap is not None and state.nap.phase == "Asleep"
+        wanted[state.stable] = 0 if is_asleep else at.pods(100)
     if trial is not None and trial.phase != "RollBack":
         stage = at.stage(trial) if state.stable is not None and trial.phase in ("Surge", "Stage") else None
         wanted[trial.digest] = at.pods(max(trial.weight, stage.weight) if stage else 100)

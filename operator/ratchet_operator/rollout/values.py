@@ -61,6 +61,7 @@ class Rules:
         deadline_seconds: for each phase to get what it waits for.
         cooldown_seconds: after a rollback, before anything is tried again.
         attempts: how often a digest is tried that does not get ready; what fails by evidence is quarantined.
+        sleep_seconds: without a request, after which no pod is kept; None: they always are.
 
     """
 
@@ -70,6 +71,7 @@ class Rules:
     deadline_seconds: float = 600.0
     cooldown_seconds: float = 60.0
     attempts: int = 3
+    sleep_seconds: float | None = None
     policies: Mapping[str, GuardPolicy] = field(default_factory=dict[str, GuardPolicy])
 
 
@@ -101,6 +103,20 @@ class Trial(ApiModel):
     why: str = ""
 
 
+class Nap(ApiModel):
+    """How far stable is from having pods, or from having none.
+
+    Attributes:
+        phase: Drowsy has its pods, and a door of the operator's beside them; Asleep has only the door; Waking
+            has been asked for something, and gets its pods again.
+        since: when the phase began.
+
+    """
+
+    phase: Literal["Drowsy", "Asleep", "Waking"]
+    since: str
+
+
 class Past(ApiModel):
     """How a trial ended."""
 
@@ -127,12 +143,14 @@ class Rollout(ApiModel):
         attempts: trials begun of the digest that was tried last.
         command: id of the last command carried out.
         history: newest last.
+        nap: None while stable has its pods as a matter of course, and always while something is on trial.
 
     """
 
     stable: str | None = None
     previous: str | None = None
     trial: Trial | None = None
+    nap: Nap | None = None
     quarantined: dict[str, str] = Field(default={})
     attempts: dict[str, int] = Field(default={})
     cooldown_until: str | None = None
@@ -174,6 +192,24 @@ class ArmSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """Who asks stable for anything, and which way.
+
+    Attributes:
+        quiet: seconds since any of its pods was asked; None where one does not say, or an episode is open.
+        door: whether clients find the operator's door where they find no pod.
+        asked: whether somebody came to that door.
+        found: whether clients find a pod without it.
+
+    """
+
+    quiet: float | None = None
+    door: bool = False
+    asked: bool = False
+    found: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What is seen in the cluster.
 
@@ -186,6 +222,8 @@ class Seen:
         traffic: by digest, seconds that are missing until the arm is idle; one that is not there has no pod
             that was asked. None while no split is followed.
         decisions: of the guards, about the present trial.
+        rest: of stable.
+        obstacle: why nobody can be sent to the trial, in words; empty where that can be done.
 
     """
 
@@ -197,6 +235,8 @@ class Seen:
     traffic: Mapping[str, int] | None = None
     decisions: tuple[Decision, ...] = ()
     command: Command | None = None
+    obstacle: str = ""
+    rest: Rest = Rest()
 
     def ready(self, digest: str | None) -> int:
         """Ready pods of an arm."""
