@@ -1,6 +1,6 @@
 """Whole rollouts through judge and machine: wrong rollbacks, detection, promotion; next to what is usual.
 
-Usage: python benchmarks/rollouts.py [--healthy N] [--faults N] [--per-second N] [--seed N]
+Usage: python benchmarks/rollouts.py [--healthy N] [--faults N] [--times N] [--per-second N] [--seed N]
 
 A simulated cluster of two stable and two canary pods with cumulative counters. The operator asks them each
 second: one answer in 20 is lost, one second in 50 the operator dies and begins anew with what it wrote up to
@@ -14,6 +14,9 @@ Beside it, on the same traffic:
   analysis of Argo Rollouts or Flagger that allows no failed measurement;
 - repeated z-test: all data so far, one-sided 5%, from 30 samples of the canary on. For latency of the share
   slower than stable's p99, for actions of the share of the action that moved most.
+
+How long rollouts take is told of a world without those troubles, at 50, 500 and 10 requests a second. What a
+cluster needs to start pods, to raise a weight and to bake the new policy comes on top.
 """
 
 import argparse
@@ -263,6 +266,34 @@ def _cell(found: list[tuple[float, float]], wrong: float) -> str:
     return f"{words[0]} ({words[1]}), {words[2]} s [{wrong:.0%}]"
 
 
+TIMED = {
+    "healthy": Behaviour(),
+    "2% errors": Behaviour(errors=0.02),
+    "5% errors": Behaviour(errors=0.05),
+    "20% errors": Behaviour(errors=0.2),
+    "100% errors": Behaviour(errors=1.0),
+    "twice as slow": Behaviour(median=0.004),
+}
+
+
+def times(runs: int, seed: int) -> None:
+    spec = spec_with(strategy={"bake": "1s"})
+    print(f"\nHow long rollouts take, default spec, {runs:,} each: seconds, median (90%)")
+    for per_second in (50.0, 500.0, 10.0):
+        world = World(per_second=per_second)
+        for name, behaviour in TIMED.items():
+            ends = [Simulation(spec, world, behaviour, seed=seed + run).run(3_600) for run in range(runs)]
+            promoted = [len(done.looks) for done in ends if done.outcome == "Promoted"]
+            failed = [done.failed_after for done in ends if done.failed_after is not None]
+            does, took = ("promoted", promoted) if name == "healthy" else ("rolled back", failed)
+            words = "in none"
+            if took:
+                middle, late = np.quantile(took, [0.5, 0.9], method="higher")
+                words = f"after {middle:.0f} s ({late:.0f} s), {middle * per_second:,.0f} requests of all"
+            others = f"promoted {len(promoted)}, rolled back {len(failed)}"
+            print(f"  {per_second:3.0f}/s  {name:14} {does} {words}; {others}", flush=True)
+
+
 def cost() -> None:
     """One look at a trial that has seen everything, by pods of each arm."""
     print("\nCPU of one look of the judge with every guard, median of 100")
@@ -299,6 +330,7 @@ def main() -> None:
     )
     parser.add_argument("--healthy", type=int, default=1_000, help="healthy rollouts")
     parser.add_argument("--faults", type=int, default=100, help="rollouts of each fault, and as many healthy")
+    parser.add_argument("--times", type=int, default=20, help="rollouts of each kind whose length is told")
     parser.add_argument("--per-second", type=float, default=50.0, help="requests in the healthy rollouts")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -306,6 +338,8 @@ def main() -> None:
     cost()
     if options.faults:
         faults(options.faults, options.seed)
+    if options.times:
+        times(options.times, options.seed)
     if options.healthy:
         few = max(20, options.healthy // 5)
         compared_with_argo(few, options.seed)
