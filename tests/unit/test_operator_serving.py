@@ -72,6 +72,35 @@ def test_a_policy_whose_servers_never_get_ready_ends_by_the_deadline():
     assert world.reason() == "AttemptsExhausted"
 
 
+def test_a_job_that_is_not_there_or_has_no_checkpoint_is_waited_for_and_its_end_ends_nothing():
+    of_job = {"type": "TrainingJob", "trainingJob": {"jobRef": {"name": "job"}, "checkpoint": "Latest"}}
+    world = ServingWorld()
+    world.edit(source=of_job)
+    world.settle()
+    assert (world.reason(), world.all(DEPLOYMENT)) == ("JobNotFound", [])
+
+    spec = {
+        "environment": {"id": "CartPole-v1"},
+        "algorithm": {"ppo": {"minibatchSize": 64}},
+        "checkpoint": {"s3": {"bucket": "bucket"}},
+        "stop": {"maxSteps": 1},
+    }
+    job = {"kind": "RLTrainingJob", "metadata": {"name": "job"}, "spec": spec}
+    world.put(job)
+    world.settle()
+    assert (world.reason(), world.all(DEPLOYMENT)) == ("WaitingForCheckpoint", [])
+
+    latest = {"name": "1", "uri": "s3://bucket/1.json", "digest": digest_of("good"), "steps": 1}
+    latest = {**latest, "policyVersion": 1, "time": "2026-01-01T00:00:00Z"}
+    world.put({**job, "status": {"checkpoints": {"latest": latest}}})
+    world.settle()
+    assert world.serving == "good"
+
+    world.delete("RLTrainingJob", "job")
+    world.settle()
+    assert (world.serving, world.reason(), world.failed) == ("good", "JobNotFound", 0)
+
+
 def test_a_third_version_takes_the_place_of_the_one_on_trial():
     world = ServingWorld()
     world.settle()
