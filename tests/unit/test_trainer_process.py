@@ -16,6 +16,7 @@ from fragments import SPACES, rollout
 from prometheus_client.parser import text_string_to_metric_families
 from ratchet_trainer.board import STUCK_AFTER_SECONDS, Board
 from ratchet_trainer.intake import Intake
+from ratchet_trainer.kept import KeptFile
 from ratchet_trainer.metrics import Metrics
 from ratchet_trainer.resume import Resumed
 from ratchet_trainer.saving import Saver, Snapshot
@@ -122,11 +123,15 @@ def storage(s3: S3Server) -> HeldStore:
     return HeldStore(s3)
 
 
+def saver_with(storage: HeldStore, kept: Callable[[], frozenset[str] | None], keep_for: str = "0s") -> Saver:
+    settings = Checkpoint(s3=S3(bucket="ratchet"), keep_last=1, keep_for=keep_for)
+    lineage = Lineage(namespace="default", job="cartpole", uid="1f2e", attempt=1)
+    return Saver(storage, settings, lineage, lambda: {"tensorboard/events": b"figures"}, kept)
+
+
 @pytest.fixture
 def saver(storage: HeldStore) -> Iterator[Saver]:
-    settings = Checkpoint(s3=S3(bucket="ratchet"), keep_last=1)
-    lineage = Lineage(namespace="default", job="cartpole", uid="1f2e", attempt=1)
-    yield Saver(storage, settings, lineage, lambda: {"tensorboard/events": b"figures"})
+    yield saver_with(storage, frozenset)
     storage.goes_on.set()
 
 
@@ -192,6 +197,47 @@ def test_the_best_is_remembered_and_what_is_neither_is_removed(saver: Saver, sto
     assert saver.saved.latest is not None
     assert (saver.saved.best.steps, saver.saved.latest.steps) == (100, 300)
     assert storage.names() == ["000000000100-1-100", "000000000300-1-300"]
+
+
+def test_what_servers_start_from_is_not_removed_and_nothing_is_while_nobody_can_tell(
+    storage: HeldStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    file = tmp_path / "kept.json"
+    saver = saver_with(storage, KeptFile(file).names)
+    for steps in (100, 200, 300):
+        saver.begin(snapshot(steps))
+    saver.wait()
+    assert [name[:12] for name in storage.names()] == ["000000000100", "000000000200", "000000000300"]
+    assert [one.message[:25] for one in caplog.records] == ["no checkpoint is removed,"]
+
+    file.write_text('["000000000100-1-100"]')
+    saver.begin(snapshot(400))
+    saver.wait()
+    assert storage.names() == ["000000000100-1-100", "000000000400-1-400"]
+
+    file.write_text("[]")
+    saver.begin(snapshot(500))
+    saver.wait()
+    assert storage.names() == ["000000000500-1-500"]
+
+
+def test_what_was_among_the_last_a_moment_ago_is_not_removed(storage: HeldStore):
+    saver = saver_with(storage, frozenset, keep_for="1h")
+    for steps in (100, 200):
+        saver.begin(snapshot(steps))
+    saver.wait()
+    assert storage.names() == ["000000000100-1-100", "000000000200-1-200"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "["])
+def test_a_list_of_what_is_kept_that_is_none_says_nothing(text: str, tmp_path: Path):
+    file = tmp_path / "kept.json"
+    file.write_text(text)
+    assert KeptFile(file).names() is None
+
+
+def test_where_nobody_keeps_a_list_nothing_has_to_stay():
+    assert KeptFile(None).names() == frozenset()
 
 
 def test_companions_are_stored_beside_the_checkpoint(saver: Saver, storage: HeldStore, s3: S3Server):

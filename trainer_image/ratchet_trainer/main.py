@@ -50,6 +50,7 @@ from ratchet.policies.spec import EnvironmentSpec  # noqa: E402
 from ratchet_trainer.algorithms.errors import Diverged  # noqa: E402
 from ratchet_trainer.board import Board  # noqa: E402
 from ratchet_trainer.interruption import Interrupted, pause  # noqa: E402
+from ratchet_trainer.kept import KeptFile  # noqa: E402
 from ratchet_trainer.metrics import Metrics  # noqa: E402
 from ratchet_trainer.settings import Settings, read_settings  # noqa: E402
 from ratchet_trainer.trackers import TensorBoard, Tracker, tracker  # noqa: E402
@@ -152,9 +153,9 @@ def _train(settings: Settings, environment: Mapping[str, str], stop: threading.E
     board_files = TensorBoard(f"attempt-{settings.attempt}-epoch-{epoch}")
     extra = tracker(settings.tracker, config)
     trackers: list[Tracker] = [board_files] if extra is None else [board_files, extra]
-    saver = modules.saving.Saver(
-        store, config.checkpoint, _lineage(settings, resumed.digest if resumed else None), board_files.files
-    )
+    lineage = _lineage(settings, resumed.digest if resumed else None)
+    kept = KeptFile(settings.kept_file)
+    saver = modules.saving.Saver(store, config.checkpoint, lineage, board_files.files, kept.names)
     if resumed is not None:
         saver.remember(resumed.checkpoints)
     parts = modules.learner.Parts(settings, channel, saver, board, metrics, trackers, stop)

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save as save_torch
 from torch import Tensor
 
+from ratchet.api.v1alpha1.base import seconds
 from ratchet.api.v1alpha1.training import Checkpoint
 from ratchet.api.v1alpha1.trainingjob import CheckpointInfo, Checkpoints
 from ratchet.checkpoints import Blob, CheckpointStore, Lineage, Manifest, StorageUnavailable, Stored
@@ -60,6 +61,7 @@ class Saver:
         settings: what to retain.
         lineage: of every checkpoint that this process writes.
         companions: files to upload after each checkpoint, such as TensorBoard's, by key.
+        kept: names of checkpoints that must stay, None while that can't be told.
 
     """
 
@@ -69,11 +71,13 @@ class Saver:
         settings: Checkpoint,
         lineage: Lineage,
         companions: Callable[[], dict[str, bytes]],
+        kept: Callable[[], frozenset[str] | None] = frozenset,
     ) -> None:
         self._store = store
         self._settings = settings
         self._lineage = lineage
         self._companions = companions
+        self._kept = kept
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._saved = Checkpoints()
@@ -184,13 +188,19 @@ class Saver:
     def _tidy(self) -> None:
         """What may fail without harm: the next checkpoint does it again."""
         try:
-            self._store.retain(self._settings.keep_last, self._settings.keep_best, datetime.now(UTC))
+            self._retain()
             for key, content in self._companions().items():
                 self._store.put_file(key, content)
         except StorageUnavailable as error:
             log.warning("old checkpoints were not tidied: %s", error)
         except Exception as error:  # noqa: BLE001 - handed to the learner's thread, which ends by it
             self._failure = error
+
+    def _retain(self) -> None:
+        kept, asked = self._kept(), self._settings
+        if kept is not None:
+            grace = timedelta(seconds=seconds(asked.keep_for))
+            self._store.retain(asked.keep_last, asked.keep_best, datetime.now(UTC), kept, grace)
 
 
 def with_stored(before: Checkpoints, stored: Stored) -> Checkpoints:

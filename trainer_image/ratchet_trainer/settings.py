@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 from ratchet.api.v1alpha1 import TrainingConfig
@@ -18,6 +19,7 @@ class Settings:
         attempt: numbers the tries of a job, by the operator's count.
         tracker: name of an experiment tracker that gets every metric, or None.
         active_since: monotonic time from which the job's active time counts; None where nobody keeps it.
+        kept_file: names of the checkpoints that must stay; None where nobody keeps it.
 
     """
 
@@ -28,6 +30,7 @@ class Settings:
     tracker: str | None
     image: str
     active_since: float | None = None
+    kept_file: Path | None = None
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -44,6 +47,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         tracker=environment.get("RATCHET_TRACKER") or None,
         image=environment.get("RATCHET_IMAGE", ""),
         active_since=_on_this_clock(environment.get("RATCHET_ACTIVE_SINCE", "")),
+        kept_file=Path(kept) if (kept := environment.get("RATCHET_KEPT")) else None,
     )
 
 

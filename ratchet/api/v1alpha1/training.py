@@ -149,9 +149,19 @@ class Checkpoint(ApiModel):
     interval: Duration = Field(
         default="60s", description="Time between checkpoints, such as 90s, 15m or 2h30m."
     )
-    keep_last: int = Field(default=3, ge=1, le=1000)
+    keep_last: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="Newest ones. What PolicyDeployments of the namespace may start servers from stays too.",
+    )
     keep_best: int = Field(
         default=1, ge=1, le=1000, description="Best by evaluation; never removed by keepLast."
+    )
+    keep_for: Duration = Field(
+        default="10m",
+        description="How long one stays that was among the last or the best and no longer is: whoever chose "
+        "it then needs the time to say so.",
     )
 
 
