@@ -35,6 +35,7 @@ from ratchet_operator.reconcile.job import reconcile_job
 from ratchet_operator.reconcile.pool import reconcile_pool
 from ratchet_operator.series import ObjectSeries
 from ratchet_operator.settings import Settings
+from ratchet_operator.taken import Taken
 from ratchet_operator.trainers import TrainerWatch
 from ratchet_operator.transport import by_kopf, watched
 from ratchet_operator.watch import Relists, Watch
@@ -82,7 +83,8 @@ class Controller:
             self.trainers.answer,
             self.trainers.all_asked,
         )
-        self._executor = Executor(api, self.feed, self._sightings, settings.pod_name, self._key)
+        self._taken = Taken(time.monotonic)
+        self._executor = Executor(api, self.feed, self._sightings, settings.pod_name, self._key, self._taken)
         self._left: dict[Key, tuple[str, float]] = {}
         self._pace = Pace(time.monotonic)
         self.objects = CollectorRegistry()
@@ -179,6 +181,7 @@ class Controller:
         if obj is None:
             self._observer.forget(key)
             self._pace.forget(key)
+            self._taken.forget(key)
             if kind is POLICY_DEPLOYMENT:
                 self._serving.forget(key)
             self.queue.forget(key)
@@ -212,6 +215,7 @@ class Controller:
         if refused is None:
             if self._observer.refused.pop(key, None) is not None:
                 self.queue.add(key, Lane.CHANGE)
+            self._taken.forget(key)
             return True
         self._observer.refused[key] = refused
         return False
@@ -245,11 +249,14 @@ class Controller:
         """The plan, where a status that comes too soon is put off: pods become ready one by one, a new object
         has nothing to say before its pods are asked for, and all children go before any status.
         """
-        if plan.status is None or plan.occurrences:
+        if plan.status is None:
             return plan
-        if plan.apply and key not in self._observer.progress_written:
+        is_new = bool(plan.apply) and key not in self._observer.progress_written
+        if is_new:
             self._pace.begin(key)
-        wait = self._pace.wait(key)
+        if plan.occurrences and not (is_new and self._pace.is_crowd()):
+            return plan
+        wait = self._pace.wait(key, others_begin=self.queue.waiting(Lane.NEW) > 0)
         if wait <= 0:
             return plan
         self.queue.add_after(key, wait)

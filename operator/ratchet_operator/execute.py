@@ -27,6 +27,7 @@ from ratchet_operator.kinds import (
     is_owned_by,
     meta,
     uid_of,
+    name_of,
 )
 from ratchet_operator.metrics import EVENTS
 from ratchet_operator.observe import SecretSightings
@@ -41,6 +42,7 @@ from ratchet_operator.plan import (
 )
 
 log = logging.getLogger("ratchet.execute")
+from ratchet_operator.taken import Child, Taken
 
 PASSWORD_BYTES = 32
 BEFORE_PODS = (CONFIG_MAP, SERVICE, NETWORK_POLICY)
@@ -58,9 +60,16 @@ class Executor:
         key: of the tokens that policy servers take orders by.
 
     """
+        taken: remembers where strangers' objects are.
 
     def __init__(
-        self, api: ApiServer, feed: Feed, sightings: SecretSightings, identity: str, key: AdminKey
+        self,
+        api: ApiServer,
+        feed: Feed,
+        sightings: SecretSightings,
+        identity: str,
+        key: AdminKey,
+        taken: Taken,
     ) -> None:
         self._api = api
         self._sightings = sightings
@@ -69,6 +78,7 @@ class Executor:
         self._key = key
 
     async def execute(self, key: Key, obj: Json, plan: Plan, now: datetime) -> str | None:
+        self._taken = taken
         """Carry out one plan for one object.
 
         Returns:
@@ -82,7 +92,7 @@ class Executor:
         early = [apply for apply in plan.apply if apply.kind in BEFORE_PODS]
         late = [apply for apply in plan.apply if apply.kind not in BEFORE_PODS]
         refusals = await together(
-            *(self._create_secret(secret) for secret in plan.secrets),
+            *(self._create_secret(key, secret) for secret in plan.secrets),
             *(self._apply(key, apply) for apply in early),
         )
         refusals += await together(*(self._apply(key, apply) for apply in late))
@@ -93,7 +103,10 @@ class Executor:
         said = [refusal for refusal in refusals if refusal]
         return "; ".join(said) if said else None
 
-    async def _create_secret(self, wanted: CreateRedisSecret | CreateAdminSecret) -> str | None:
+    async def _create_secret(self, key: Key, wanted: CreateRedisSecret | CreateAdminSecret) -> str | None:
+        child = SECRET.kind, wanted.name, wanted.uid
+        if said := self._taken.said(key, child):
+            return said
         where = wanted.namespace, wanted.name, wanted.labels, wanted.owner
         if isinstance(wanted, CreateAdminSecret):
             try:
@@ -108,7 +121,8 @@ class Executor:
             self._sightings.forget(wanted.namespace, wanted.name)
             if error.status != 409:
                 raise
-            return f"Secret {wanted.name} exists and belongs to someone else: rename it, or its owner"
+            said = f"Secret {wanted.name} exists and belongs to someone else: rename it, or its owner"
+            return self._taken.found(key, child, said)
         self._sightings.put(wanted.namespace, wanted.name, created)
         return None
 
@@ -117,6 +131,8 @@ class Executor:
         log.info("apply", extra={"key": str(key), "child": f"{apply.kind.kind}/{name}", "why": apply.why})
         version = NO_VERSION if apply.why == ABSENT else apply.version
         try:
+        if apply.why == ABSENT and (said := self._taken.said(key, _child(apply))):
+            return said
             live = await self._api.apply(apply.kind, apply.obj, version)
         except ApiError as error:
             if error.status == 409 and version == NO_VERSION and apply.kind is not CONFIG_MAP:
@@ -135,9 +151,10 @@ class Executor:
         name = metadata["name"]
         named = self._api.pages(kind, metadata["namespace"], None, fields=f"metadata.name={name}")
         there = [obj async for page, _ in named for obj in page]
-        owner = (controller_of(apply.obj) or {}).get("uid", "")
-        if there and not is_owned_by(there[0], owner):
-            return f"{kind.kind} {name} exists and belongs to someone else: rename it, or this {key.kind}"
+        child = _child(apply)
+        if there and not is_owned_by(there[0], child[2]):
+            said = f"{kind.kind} {name} exists and belongs to someone else: rename it, or this {key.kind}"
+            return self._taken.found(key, child, said)
         return await self._apply(key, replace(apply, why="metadata.labels"))
 
     async def _refresh(self, apply: Apply) -> None:
@@ -226,3 +243,7 @@ def _is_policy(error: ApiError) -> bool:
         and ("cannot create resource" not in error.message)
         and not error.is_namespace_going
     )
+def _child(apply: Apply) -> Child:
+    return apply.kind.kind, name_of(apply.obj), (controller_of(apply.obj) or {}).get("uid", "")
+
+

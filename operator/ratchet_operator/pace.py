@@ -39,11 +39,13 @@ class Pace:
             return
         self._written[key] = self._clock()
         self._newest.append(self._clock())
-        if self._is_crowd():
+        if self.is_crowd():
             self._apart[key] = 2 * APART
 
-    def wait(self, key: Key) -> float:
-        """Seconds until this object's turn, which is kept for it; 0 where it is now."""
+    def wait(self, key: Key, others_begin: bool = False) -> float:
+        """Seconds until this object's turn, which is kept for it; 0 where it is now. While `others_begin`,
+        their children go first, though not for ever.
+        """
         now = self._clock()
         turn = self._turns.get(key)
         if turn is None:
@@ -52,10 +54,12 @@ class Pace:
                 return earliest - now
             turn = self._turns[key] = max(now, self._free)
             self._free = turn + 1 / TOGETHER
-            if turn > now or self._is_crowd():
+            if turn > now or self.is_crowd():
                 self._apart[key] = min(LONGEST_APART, 2 * self._apart.get(key, APART))
             else:
                 self._apart.pop(key, None)
+        if others_begin and turn <= now < turn + LONGEST_APART:
+            return APART
         return max(0.0, turn - now)
 
     def wrote(self, key: Key) -> None:
@@ -63,7 +67,8 @@ class Pace:
         self._turns.pop(key, None)
         self._written[key] = self._clock()
 
-    def _is_crowd(self) -> bool:
+    def is_crowd(self) -> bool:
+        """Whether many objects are new."""
         return len(self._newest) == CROWD and self._clock() - self._newest[0] < CROWD_SECONDS
 
     def forget(self, key: Key) -> None:

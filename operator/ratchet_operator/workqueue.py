@@ -27,6 +27,11 @@ FIRST_BACKOFF = 0.2
 LONGEST_BACKOFF = 60.0
 
 
+def backoff(failures: int) -> float:
+    """Seconds until the next try after so many failures before this one."""
+    return min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(failures, 10))
+
+
 class WorkQueue:
     """Keys that need a step. Not thread-safe: it lives in one event loop.
 
@@ -82,7 +87,7 @@ class WorkQueue:
         """
         count = self._failures.get(key, 0)
         self._failures[key] = count + 1
-        wait = max(at_least, min(LONGEST_BACKOFF, FIRST_BACKOFF * 2**count))
+        wait = max(at_least, backoff(count))
         if at_least or self._again.get(key) is not Lane.EDIT:  # an edit may be the cure; all else waits
             self._again.pop(key, None)
         self._release(key)

@@ -83,3 +83,16 @@ def test_in_a_crowd_of_new_objects_each_comes_more_rarely_until_it_is_over():
     assert pace.wait(last) == 0.0
     pace.wrote(last)
     assert pace.wait(last) == APART
+
+
+def test_who_has_his_turn_lets_new_objects_children_go_first_though_not_for_ever():
+    clock = Clock()
+    pace = Pace(clock)
+    waited = 0.0
+
+    while (wait := pace.wait(key(1), others_begin=True)) > 0:
+        waited += wait
+        clock.now += wait
+
+    assert waited == LONGEST_APART
+    assert Pace(clock).wait(key(1), others_begin=False) == 0.0
