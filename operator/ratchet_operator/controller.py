@@ -213,9 +213,9 @@ class Controller:
         if plan.requeue_after is not None:
             self.queue.add_after(key, plan.requeue_after)
         if refused is None:
+            self._taken.forget(key)
             if self._observer.refused.pop(key, None) is not None:
                 self.queue.add(key, Lane.CHANGE)
-            self._taken.forget(key)
             return True
         self._observer.refused[key] = refused
         return False

@@ -26,8 +26,8 @@ from ratchet_operator.kinds import (
     digest,
     is_owned_by,
     meta,
-    uid_of,
     name_of,
+    uid_of,
 )
 from ratchet_operator.metrics import EVENTS
 from ratchet_operator.observe import SecretSightings
@@ -40,9 +40,9 @@ from ratchet_operator.plan import (
     Occurrence,
     Plan,
 )
+from ratchet_operator.taken import Child, Taken
 
 log = logging.getLogger("ratchet.execute")
-from ratchet_operator.taken import Child, Taken
 
 PASSWORD_BYTES = 32
 BEFORE_PODS = (CONFIG_MAP, SERVICE, NETWORK_POLICY)
@@ -58,9 +58,9 @@ class Executor:
         sightings: gets the UIDs of Secrets that we made.
         identity: name of this process, for Events.
         key: of the tokens that policy servers take orders by.
+        taken: remembers where strangers' objects are.
 
     """
-        taken: remembers where strangers' objects are.
 
     def __init__(
         self,
@@ -76,9 +76,9 @@ class Executor:
         self._feed = feed
         self._identity = identity
         self._key = key
+        self._taken = taken
 
     async def execute(self, key: Key, obj: Json, plan: Plan, now: datetime) -> str | None:
-        self._taken = taken
         """Carry out one plan for one object.
 
         Returns:
@@ -128,11 +128,11 @@ class Executor:
 
     async def _apply(self, key: Key, apply: Apply) -> str | None:
         name = apply.obj["metadata"]["name"]
+        if apply.why == ABSENT and (said := self._taken.said(key, _child(apply))):
+            return said
         log.info("apply", extra={"key": str(key), "child": f"{apply.kind.kind}/{name}", "why": apply.why})
         version = NO_VERSION if apply.why == ABSENT else apply.version
         try:
-        if apply.why == ABSENT and (said := self._taken.said(key, _child(apply))):
-            return said
             live = await self._api.apply(apply.kind, apply.obj, version)
         except ApiError as error:
             if error.status == 409 and version == NO_VERSION and apply.kind is not CONFIG_MAP:
@@ -235,6 +235,10 @@ async def together(*requests: Awaitable[T]) -> list[T]:
     return cast(list[T], answers)
 
 
+def _child(apply: Apply) -> Child:
+    return apply.kind.kind, name_of(apply.obj), (controller_of(apply.obj) or {}).get("uid", "")
+
+
 def _is_policy(error: ApiError) -> bool:
     """Whether a 403 is an admission's or a quota's no to this object, not a lack of permission of ours."""
     return (
@@ -243,7 +247,3 @@ def _is_policy(error: ApiError) -> bool:
         and ("cannot create resource" not in error.message)
         and not error.is_namespace_going
     )
-def _child(apply: Apply) -> Child:
-    return apply.kind.kind, name_of(apply.obj), (controller_of(apply.obj) or {}).get("uid", "")
-
-
