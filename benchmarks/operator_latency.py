@@ -27,8 +27,7 @@ from typing import Any
 import aiohttp
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config import load_kube_config
-from localcluster.simulated import SimulatedCluster
-from operator_contestants import NAMESPACE, Contestant, contest, cpu_seconds
+from operator_contestants import NAMESPACE, Contestant, SimulatedCluster, contest, cpu_seconds
 from ratchet_operator.apiserver import ApiError, ApiServer, Bucket
 
 Json = dict[str, Any]
