@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from ratchet_operator.kept import kept_by
 from ratchet_operator.kinds import (
     AUTOSCALER,
     CONFIG_MAP,
@@ -39,7 +40,7 @@ from ratchet_operator.rollout.judging import PodAnswer
 from ratchet_operator.rollout.observed import Watch, observe
 from ratchet_operator.rollout.remembering import Memo
 from ratchet_operator.settings import Installation
-from world import ConflictError, CrashError, World
+from world import NAMESPACE, ConflictError, CrashError, World
 
 from ratchet.api.v1alpha1.serverstats import (
     LATENCY_BOUNDS_SECONDS,
@@ -83,7 +84,7 @@ def digest_of(policy: str) -> str:
 
 def source(policy: str) -> Json:
     """Names a checkpoint."""
-    s3 = {"bucket": "bucket", "prefix": "policies"}
+    s3 = {"bucket": "bucket", "prefix": f"{NAMESPACE}/job/uid-j/manifests/{policy}.json"}
     return {"type": "Checkpoint", "checkpoint": {"s3": s3, "digest": digest_of(policy)}}
 
 
@@ -181,6 +182,8 @@ class ServingWorld(World):
             super().apply(apply)
             self._nobody_is_sent_to_what_is_not_ready(before)
         else:
+            ledger = self.get(CONFIG_MAP, f"{NAME}-rollout")
+            assert kept_by(apply.obj) <= kept_by(ledger), "a server starts from what its job may remove"
             if apply.kind is DEPLOYMENT and labels_of(apply.obj)[REVISION_LABEL] == self.selected():
                 wanted = spec_of(self.deployment).get("replicas", REPLICAS)
                 assert apply.obj["spec"]["replicas"] >= wanted, "what serves lost capacity"

@@ -76,6 +76,7 @@ class World:
         self.events: list[str] = []
         self.die_after: int | None = None
         self.waits: list[float] = []
+        self.kept: tuple[str, ...] = ()
 
     def put(self, obj: Json) -> Json:
         old = self.objects.get((obj["kind"], name_of(obj)))
@@ -184,6 +185,7 @@ class World:
             trainer=self.trainer(job),
             trainers_asked=self.trainers_asked,
             progress_written=self.progress_written.get("job"),
+            kept=self.kept,
         )
 
     def _pool_seen(self, pool: Json) -> PoolSeen:

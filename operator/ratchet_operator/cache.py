@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 import orjson
 
+from ratchet_operator.kept import kept_by
 from ratchet_operator.kinds import (
     AUTOSCALER,
+    CONFIG_MAP,
+    DEPLOYMENT,
     JOB_LABEL,
     NODE,
     POD,
@@ -37,6 +40,7 @@ from ratchet_operator.kinds import (
 
 WORKS_FOR = "spec.trainingJobRef.name"
 SERVES_FROM = "spec.source.trainingJob.jobRef.name"
+KEPT_FOR = "a checkpoint of a job, by its UID"
 OWNER_LABELS = (JOB_LABEL, POOL_LABEL, SERVING_LABEL)
 _TOMBSTONES = 10_000
 _POD_STATUS = ("phase", "reason", "message", "podIP", "conditions", "containerStatuses")
@@ -180,7 +184,7 @@ class Store:
         return next((name for name in names if label_value(name) == label), label)
 
     def labelled(self, namespace: str, label: str, value: str) -> list[Json]:
-        """The objects with this value of one of OWNER_LABELS, WORKS_FOR or SERVES_FROM, by name."""
+        """The objects with this value of one of OWNER_LABELS, WORKS_FOR, SERVES_FROM or KEPT_FOR, by name."""
         uids = self._by_label.get((namespace, label, value), {})
         found = sorted((self._by_uid[uid] for uid in uids), key=lambda packed: packed.name)
         return [packed.unpack() for packed in found]
@@ -193,6 +197,8 @@ class Store:
         elif self.kind is POLICY_DEPLOYMENT:
             job = sub(obj, "spec", "source", "trainingJob", "jobRef").get("name", "")
             found.append((namespace, SERVES_FROM, job))
+        elif self.kind in (CONFIG_MAP, DEPLOYMENT):
+            found += [(namespace, KEPT_FOR, uid) for uid in {one.uid for one in kept_by(obj)}]
         return found
 
     def _unindex(self, obj: Json) -> None:
@@ -224,3 +230,10 @@ class Cache:
 
     def __contains__(self, kind: Kind) -> bool:
         return kind.kind in self.stores
+
+    def kept(self, namespace: str, job: str) -> tuple[str, ...]:
+        """Names of the checkpoints of the job with a UID that servers may be started from, sorted."""
+        speaking = (
+            obj for kind in (CONFIG_MAP, DEPLOYMENT) for obj in self[kind].labelled(namespace, KEPT_FOR, job)
+        )
+        return tuple(sorted({one.checkpoint for obj in speaking for one in kept_by(obj) if one.uid == job}))

@@ -1,8 +1,10 @@
 """From a change of an object to the keys that need a step."""
 
 from ratchet_operator.cache import SERVES_FROM, WORKS_FOR, Cache
+from ratchet_operator.kept import kept_by
 from ratchet_operator.kinds import (
     CONFIG_MAP,
+    DEPLOYMENT,
     JOB_LABEL,
     NODE,
     POLICY_DEPLOYMENT,
@@ -60,6 +62,7 @@ class Feed:
         if not news:
             return
         namespace, owner = namespace_of(obj), controller_of(obj)
+        self._kept(kind, obj, before)
         if kind in OURS and (before is None or _was_edited(before, obj)):
             self._queue.add(key_of(obj, kind), Lane.NEW if before is None else Lane.EDIT)
             if kind is TRAINING_JOB:
@@ -121,6 +124,7 @@ class Feed:
             self._nodes_changed()
             return
         namespace = namespace_of(obj)
+        self._kept(kind, obj, before)
         if kind in OURS:
             edited = before is not None and _was_edited(before, obj)
             better = Lane.EDIT if edited else Lane.NEW if before is None else lane
@@ -149,6 +153,12 @@ class Feed:
                     self._queue.add(key, lane)
                 else:
                     self._soon(key, lane)
+
+    def _kept(self, kind: Kind, obj: Json, before: Json | None) -> None:
+        """Servers may be started from other checkpoints than before: tell the jobs that made them."""
+        if kind in (CONFIG_MAP, DEPLOYMENT):
+            for job in {one.job for one in kept_by(obj) ^ kept_by(before)}:
+                self._queue.add(Key(TRAINING_JOB.kind, namespace_of(obj), job), Lane.CHANGE)
 
     def _soon(self, key: Key, lane: Lane) -> None:
         """Changes of children come in flocks, and many repeat what we wrote: one step for all of them."""

@@ -18,6 +18,7 @@ from ratchet_operator.kinds import Json, annotations_of
 log = logging.getLogger("ratchet.ledger")
 
 LEDGER_ANNOTATION = "ratchet.dev/ledger"
+REVISION_ANNOTATION = "ratchet.dev/revision-spec"  # of an arm's Deployment: what it was made of
 FAILURES_KEPT = 16
 
 

@@ -221,6 +221,7 @@ class Observer:
             refused=self.refused.get(key),
             progress_written=self.progress_written.get(key),
             jobs=len(self._cache[TRAINING_JOB]),
+            kept=self._cache.kept(namespace, context.uid),
         )
 
     async def pool(self, pool: Json, key: Key) -> PoolSeen:

@@ -78,7 +78,7 @@ def test_all_three_fit_a_small_node():
 def test_every_child_is_owned_labelled_and_named_after_the_job():
     job = context()
     children = [
-        config_map(job, Ledger()), redis_deployment(job, "s", 1), redis_service(job),
+        config_map(job, Ledger(), []), redis_deployment(job, "s", 1), redis_service(job),
         trainer_deployment(job, Ledger(), "CPU", "s", 1), rollout_pool(job, None),
         *network_policies(job),
     ]  # fmt: skip
@@ -94,9 +94,10 @@ def test_every_child_is_owned_labelled_and_named_after_the_job():
 
 
 def test_the_configuration_is_what_the_trainer_parses_and_the_ledger_rides_along():
-    obj = config_map(context(), Ledger(attempt=3))
+    obj = config_map(context(), Ledger(attempt=3), ["000000000100-1-100"])
 
     assert TrainingConfig.model_validate_json(obj["data"]["job.json"]).uid == "uid-1"
+    assert obj["data"]["kept.json"] == '["000000000100-1-100"]'
     assert Ledger.model_validate_json(obj["metadata"]["annotations"][LEDGER_ANNOTATION]).attempt == 3
 
 
@@ -108,6 +109,7 @@ def test_the_trainer_is_told_what_it_needs():
         "RATCHET_ATTEMPT": "4",
         "RATCHET_ACTIVE_SINCE": "2026-01-01T00:00:00Z",
         "RATCHET_DEVICE": "CPU",
+        "RATCHET_KEPT": "/etc/ratchet/kept.json",
         "RATCHET_CONFIG": "/etc/ratchet/job.json",
         "RATCHET_REDIS_URL_FILE": "/var/run/ratchet/redis/REDIS_URL",
         "RATCHET_S3_CREDENTIALS_DIR": "/var/run/ratchet/s3",

@@ -16,7 +16,7 @@ from ratchet_operator.build.pod import (
 from ratchet_operator.build.serving import CONTAINER, PORT, ServingContext, route_key
 from ratchet_operator.build.trainer import S3_DIR
 from ratchet_operator.kinds import DEPLOYMENT, REVISION_LABEL, Json
-from ratchet_operator.rollout.book import REVISION_ANNOTATION
+from ratchet_operator.ledger import REVISION_ANNOTATION
 from ratchet_operator.rollout.revision import Revision
 
 ADMIN_DIR = "/var/run/ratchet/admin"

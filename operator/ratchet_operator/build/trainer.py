@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ratchet_operator.build.config import CONFIG_KEY
+from ratchet_operator.build.config import CONFIG_KEY, KEPT_KEY
 from ratchet_operator.build.context import JobContext
 from ratchet_operator.build.pod import (
     TMP,
@@ -30,10 +30,10 @@ CONTAINER = "trainer"
 ACTIVE_SINCE = "RATCHET_ACTIVE_SINCE"
 
 
-def shared_mounts(context: JobContext) -> list[Mount]:
-    """What trainer and workers both need to read."""
+def shared_mounts(context: JobContext, *more: str) -> list[Mount]:
+    """What trainer and workers both need to read, and what else of the ConfigMap one of them does."""
     return [
-        config_mount("config", CONFIG_DIR, context.config_name, CONFIG_KEY),
+        config_mount("config", CONFIG_DIR, context.config_name, CONFIG_KEY, *more),
         secret_mount("redis", REDIS_DIR, context.redis_secret_name, "REDIS_URL"),
         TMP,
     ]
@@ -54,11 +54,12 @@ def trainer_deployment(
     device, the Redis password, and suspensions.
     """
     trainer, s3 = context.spec.trainer, context.spec.checkpoint.s3
-    mounts = shared_mounts(context)
+    mounts = shared_mounts(context, KEPT_KEY)
     values = {
         "RATCHET_ATTEMPT": str(ledger.attempt),
         ACTIVE_SINCE: ledger.active_since or "",
         "RATCHET_DEVICE": device,
+        "RATCHET_KEPT": f"{CONFIG_DIR}/{KEPT_KEY}",
         **shared_environment(),
     }
     if s3.secret_ref is not None:

@@ -68,6 +68,7 @@ class JobSeen:
         refused: what the API server said about a child that it would not take.
         progress_written: when this operator last wrote this job's progress.
         jobs: how many jobs this operator serves.
+        kept: names of its checkpoints that servers may be started from, sorted.
 
     """
 
@@ -85,6 +86,7 @@ class JobSeen:
     refused: str | None = None
     progress_written: datetime | None = None
     jobs: int = 1
+    kept: tuple[str, ...] = ()
 
 
 def reconcile_job(job: Json, seen: JobSeen, now: datetime) -> Plan:
@@ -189,7 +191,7 @@ def _wanted(
 ) -> list[tuple[Json, Json | None]]:
     active = 0 if context.spec.suspend else 1
     trainer_replicas = active if choice.may_start else 0
-    wanted: list[tuple[Json, Json | None]] = [(config_map(context, ledger), seen.config_map)]
+    wanted: list[tuple[Json, Json | None]] = [(config_map(context, ledger, seen.kept), seen.config_map)]
     if context.is_redis_managed:
         wanted.append((redis_service(context), seen.services.get(context.redis_name)))
         if secret_uid is not None:
@@ -249,7 +251,7 @@ def _ended(
     ttl = seconds_to_live(ledger, context.spec.ttl_seconds_after_finished, now)
     if ttl == 0 and not occurrences:
         return Plan(delete=(removal(TRAINING_JOB, job, "ttlSecondsAfterFinished has passed"),))
-    kept = _step(config_map(context, ledger), seen.config_map, context)
+    kept = _step(config_map(context, ledger, seen.kept), seen.config_map, context)
     why = f"the job has {ledger.outcome.lower() if ledger.outcome else 'ended'}"
     deletes = [
         *removals(DEPLOYMENT, seen.deployments.values(), context.uid, why),

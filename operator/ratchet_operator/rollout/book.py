@@ -12,13 +12,11 @@ from pydantic import Field, ValidationError
 from ratchet.api.v1alpha1.base import ApiModel
 from ratchet.api.v1alpha1.policydeployment import DecisionRecord
 from ratchet_operator.kinds import Json, annotations_of, name_of
-from ratchet_operator.ledger import LEDGER_ANNOTATION
+from ratchet_operator.ledger import LEDGER_ANNOTATION, REVISION_ANNOTATION
 from ratchet_operator.rollout.revision import Checkpoint, Revision
 from ratchet_operator.rollout.values import Rollout, Split
 
 log = logging.getLogger("ratchet.book")
-
-REVISION_ANNOTATION = "ratchet.dev/revision-spec"
 
 
 class Routed(ApiModel):
