@@ -194,14 +194,21 @@ class Controller:
         now = datetime.now(UTC)
         plan = await self._decide(kind, obj, key, now)
         refused: str | None = None
-        if plan.secrets:  # before all else, since the pods need it; then the same step goes on
-            refused = await self._executor.execute(key, obj, replace(plan, status=None, occurrences=()), now)
-            after = replace(plan, secrets=(), apply=(), delete=())
+        if plan.secrets:  # before all else, since the pods need it
+            others_begin = kind is TRAINING_JOB and self.queue.waiting(Lane.NEW) > 0
+            told, untold = (plan.occurrences, ()) if others_begin else ((), plan.occurrences)
+            begun = replace(plan, status=None, occurrences=told)
+            refused = await self._executor.execute(key, obj, begun, now)
+            self.feed.pools_of(key.namespace, key.name, Lane.NEW)
+            if refused is None and others_begin:
+                # Nobody's pods before everybody's first children: what pods set in motion takes longer.
+                self.queue.add(key, Lane.NEW)
+                return True
+            after = replace(plan, secrets=(), apply=(), delete=(), occurrences=untold)
             if refused is None:
                 after = await self._decide(kind, obj, key, now)
-                after = replace(after, occurrences=(*plan.occurrences, *after.occurrences))
+                after = replace(after, occurrences=(*untold, *after.occurrences))
             plan = after
-            self.feed.pools_of(key.namespace, key.name, Lane.NEW)
         plan = self._paced(key, plan)
         refused = await self._executor.execute(key, obj, plan, now) or refused
         if kind is POLICY_DEPLOYMENT and any(apply.kind is CONFIG_MAP for apply in plan.apply):

@@ -12,6 +12,7 @@ from ratchet_operator.kinds import (
     COMPONENT_LABEL,
     CONFIG_MAP,
     DEPLOYMENT,
+    EVENT,
     JOB_LABEL,
     JOB_UID_LABEL,
     LEASE,
@@ -95,6 +96,33 @@ def test_a_new_job_is_made_without_asking_and_says_so_once_though_its_pods_come_
         await eventually(lambda: not controller.queue.depth())
         assert fake.log.count(status) == 1
         worker.cancel()
+
+    against(scenario)
+
+
+def test_of_many_new_jobs_each_has_its_first_children_before_one_has_what_starts_pods():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        controller = Controller(Settings(nodes_visible=False), api)
+        fake.lists = True
+        await controller.resync(Lane.CHANGE)
+        await controller.first_listing()
+        jobs = ("one", "two", "three")
+        for version, name in enumerate(jobs, 50):
+            job = {**named(TRAINING_JOB, name), "spec": SPEC}
+            job["metadata"] |= {"uid": f"{name}-uid", "resourceVersion": str(version), "generation": 1}
+            controller.feed.seen(TRAINING_JOB, job)
+        worker = asyncio.create_task(controller.work())
+        deployments = [
+            DEPLOYMENT.path("team", f"{name}-{what}") for name in jobs for what in ("redis", "trainer")
+        ]
+        await eventually(lambda: all(path in fake.objects for path in deployments))
+        worker.cancel()
+
+        written = [path for method, path in fake.log if method != "GET"]
+        first_start = min(written.index(path) for path in deployments)
+        for name in jobs[:-1]:  # nobody waits behind the last
+            assert written.index(CONFIG_MAP.path("team", f"{name}-config")) < first_start
+        assert [path for path in written if path.endswith("/events")] == [EVENT.path("team")] * len(jobs)
 
     against(scenario)
 
