@@ -34,8 +34,9 @@ from ratchet_operator.kinds import (
 from ratchet_operator.plan import Apply
 from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.reconcile.serving import reconcile_serving
+from ratchet_operator.reconcile.servinggateway import Looked
 from ratchet_operator.reconcile.servingseen import Heard, ServingSeen
-from ratchet_operator.rollout.book import read_book
+from ratchet_operator.rollout.book import Book, read_book
 from ratchet_operator.rollout.judging import PodAnswer
 from ratchet_operator.rollout.observed import Watch, observe
 from ratchet_operator.rollout.remembering import Memo
@@ -272,14 +273,20 @@ class ServingWorld(World):
                 server.route = route
             stats = server.stats(self.now) if self.is_reachable else None
             answers.append(PodAnswer(uid_of(pod), server.arm, stats))
-        split = book.routed.split
+        split, looked = book.routed.split, self.look(book)
+        is_followed = looked is None or looked.is_followed
         if answers:
             self.watch, followed, traffic = observe(
-                self.watch, split, routes, answers, self.now, IDLE_SECONDS
+                self.watch, split, routes, answers, self.now, IDLE_SECONDS, by_gateway=is_followed
             )
-            self.heard = Heard(tuple(answers), book.generation, followed, traffic)
+            self.heard = Heard(tuple(answers), book.generation, followed, traffic, gateway=looked)
         else:
-            self.heard = Heard((), book.generation, split, {})
+            followed = split if is_followed else None
+            self.heard = Heard((), book.generation, followed, {}, gateway=looked)
+
+    def look(self, book: Book) -> Looked | None:
+        """At the user's HTTPRoute; here there is none."""
+        return None
 
     # what the rest of the cluster does
 
@@ -321,22 +328,31 @@ class ServingWorld(World):
         # The first policy of all may be taken back before it was ever stable, and then there is none.
         self.bereaved = self.bereaved and self.serving is None
         for number in range(REQUESTS if self.is_busy else 0):
-            server = self.servers[name_of(pods[number % len(pods)])]
-            route = server.route
-            # Every fifth request, so many of a hundred are the canary's.
-            if route.canary is None or number * 100 / REQUESTS >= route.weight * 100:
-                server.count("stable", server.policy, self.now, server.policy == WORSE)
-                self.answered[server.policy] += 1
-                continue
-            others = ready.get(route.canary.removeprefix(f"http://{NAME}-").removesuffix(":8080"), [])
-            other = self.servers[name_of(others[number % len(others)])] if others else None
-            if other is not None:
-                other.count("canary", other.policy, self.now)
-            failed = other is None or other.policy == WORSE
-            server.count("canary", route.digest or "", self.now, failed)
-            if failed:
-                server.count("stable", server.policy, self.now)
-            self.answered[server.policy if other is None or failed else other.policy] += 1
+            self.answer(self.servers[name_of(pods[number % len(pods)])], number, ready)
+
+    def answer(
+        self, server: Server, number: int, ready: dict[str, list[Json]], has_episode: bool = True
+    ) -> str:
+        """One request, which comes to a server; returns the policy that answered it."""
+        route = server.route
+        # Of every forty requests the first ones are the canary's.
+        is_below = number * 100 / REQUESTS < route.weight * 100
+        is_theirs = is_below != (route.gateway == "Canary") and (has_episode or route.gateway is None)
+        if route.canary is None or not is_theirs:
+            server.count("stable", server.policy, self.now, server.policy == WORSE)
+            self.answered[server.policy] += 1
+            return server.policy
+        others = ready.get(route.canary.removeprefix(f"http://{NAME}-").removesuffix(":8080"), [])
+        other = self.servers[name_of(others[number % len(others)])] if others else None
+        if other is not None:
+            other.count("canary", other.policy, self.now)
+        failed = other is None or other.policy == WORSE
+        server.count("canary", route.digest or "", self.now, failed)
+        if failed:
+            server.count("stable", server.policy, self.now)
+        policy = server.policy if other is None or failed else other.policy
+        self.answered[policy] += 1
+        return policy
 
     def second(self) -> None:
         """All of it, once."""

@@ -5,6 +5,7 @@ import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from jsonpatch import patched
 from ratchet_operator.drift import quantity
 from ratchet_operator.kinds import (
     CONFIG_MAP,
@@ -27,7 +28,7 @@ from ratchet_operator.kinds import (
     uid_of,
 )
 from ratchet_operator.ledger import stamp
-from ratchet_operator.plan import Apply, Plan
+from ratchet_operator.plan import Amend, Apply, Plan
 from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.reconcile.job import JobSeen, reconcile_job
 from ratchet_operator.reconcile.pool import PoolSeen, reconcile_pool
@@ -137,6 +138,9 @@ class World:
             self.secret_uid = self.secret_uid or f"uid-{next(self.counter)}"
         for apply in sorted(plan.apply, key=lambda apply: apply.kind is not CONFIG_MAP):
             self.apply(apply)
+        for amend in plan.amend:
+            self._count()
+            self.amend(amend)
         obj = self.get(key, name)
         if plan.status is not None and obj is not None:
             self._count()
@@ -151,6 +155,14 @@ class World:
             live = self.objects.get((delete.kind.kind, delete.name))
             if live is not None and uid_of(live) == delete.uid:
                 self.delete(delete.kind.kind, delete.name)
+
+    def amend(self, amend: Amend) -> None:
+        """As the API server does; nothing is changed where a test does not hold."""
+        live = self.get(amend.kind, amend.name)
+        found = patched(live, amend.operations) if live is not None else None
+        if found is None:
+            raise ConflictError
+        self.put(found)
 
     def operate(self, seen: "World | None" = None) -> None:
         """One step for every object, as seen now or as it was seen before."""

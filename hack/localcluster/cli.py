@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 
-from localcluster import addons, docker, engine, images, kindcluster, nodeimage, s3, tools
+from localcluster import addons, docker, engine, gateway, images, kindcluster, nodeimage, s3, tools
 from localcluster.nodeimage import NodeImage
 from localcluster.settings import Settings, nodes_from_environment
 from localcluster.shell import MissingRequirementError, StepError, tail
@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     load.add_argument("--all", action="store_true", help="every project image that is built, and Redis")
     load.set_defaults(handler=_load)
+
+    has_gateway = commands.add_parser("gateway", help="have Envoy Gateway in the cluster")
+    has_gateway.set_defaults(handler=_gateway)
 
     status = commands.add_parser("status", help="say what is there")
     status.set_defaults(handler=_status)
@@ -214,6 +217,12 @@ def _load(settings: Settings, arguments: argparse.Namespace) -> None:
     with _alone(settings):
         _engine(settings)
         run_steps([images.load_step(name, settings) for name in dict.fromkeys(wanted)], settings.logs)
+
+
+def _gateway(settings: Settings, _: argparse.Namespace) -> None:
+    with _alone(settings):
+        _engine(settings)
+        run_steps(gateway.steps(settings), settings.logs)
 
 
 def _status(settings: Settings, _: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 import aiohttp
@@ -223,6 +223,23 @@ class ApiServer:
             body={"status": status},
             params={"fieldManager": FIELD_MANAGER},
             content_type="application/merge-patch+json",
+        )
+
+    async def amend(self, kind: Kind, namespace: str, name: str, operations: Sequence[Json]) -> Json:
+        """JSON patch.
+
+        Raises:
+            ApiError: of status 422 also where one of its tests does not hold.
+
+        """
+        return await self._write(
+            "amend",
+            kind,
+            "PATCH",
+            kind.path(namespace, name),
+            body=operations,
+            params={"fieldManager": FIELD_MANAGER},
+            content_type="application/json-patch+json",
         )
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Json | None:

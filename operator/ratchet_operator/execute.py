@@ -33,6 +33,7 @@ from ratchet_operator.metrics import EVENTS
 from ratchet_operator.observe import SecretSightings
 from ratchet_operator.plan import (
     ABSENT,
+    Amend,
     Apply,
     CreateAdminSecret,
     CreateRedisSecret,
@@ -96,6 +97,7 @@ class Executor:
             *(self._apply(key, apply) for apply in early),
         )
         refusals += await together(*(self._apply(key, apply) for apply in late))
+        refusals += await together(*(self._amend(key, amend) for amend in plan.amend))
         if plan.status is not None:
             await self._status(key, plan.status)
         await together(*(self._tell(key, obj, occurrence, now) for occurrence in plan.occurrences))
@@ -143,6 +145,18 @@ class Executor:
                 return f"{apply.kind.kind} {name}: {error.message}"
             raise
         self._feed.wrote(apply.kind, live)
+        return None
+
+    async def _amend(self, key: Key, amend: Amend) -> str | None:
+        """What the API server refuses is read anew at the next look: somebody may have been faster."""
+        child = f"{amend.kind.kind} {amend.name}"
+        log.info("amend", extra={"key": str(key), "child": child, "why": amend.why})
+        try:
+            await self._api.amend(amend.kind, amend.namespace, amend.name, amend.operations)
+        except ApiError as error:
+            if error.status in (400, 403, 404, 409, 422):
+                return f"{child}: {error.message}"
+            raise
         return None
 
     async def _occupied(self, key: Key, apply: Apply) -> str | None:

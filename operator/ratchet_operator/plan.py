@@ -26,6 +26,17 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
+class Amend:
+    """JSON patch (RFC 6902) of an object that is the user's; its `test`s say what must still be so."""
+
+    kind: Kind
+    namespace: str
+    name: str
+    operations: tuple[Json, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     """Deletion of exactly the object with this UID."""
 
@@ -71,7 +82,7 @@ class Occurrence:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step. Carried out in this order: secrets, applies, status, occurrences, deletes.
+    """One step. Carried out in this order: secrets, applies, amendments, status, occurrences, deletes.
 
     Attributes:
         status: JSON merge patch of the status subresource, None where nothing differs.
@@ -82,6 +93,7 @@ class Plan:
 
     secrets: tuple[CreateRedisSecret | CreateAdminSecret, ...] = ()
     apply: tuple[Apply, ...] = ()
+    amend: tuple[Amend, ...] = ()
     status: Json | None = None
     occurrences: tuple[Occurrence, ...] = ()
     delete: tuple[Delete, ...] = ()
@@ -92,6 +104,6 @@ class Plan:
     def writes(self) -> int:
         """How many requests this plan makes that change something."""
         return (
-            len(self.secrets) + len(self.apply) + (self.status is not None)
+            len(self.secrets) + len(self.apply) + len(self.amend) + (self.status is not None)
             + len(self.occurrences) + len(self.delete)
         )  # fmt: skip

@@ -16,9 +16,11 @@ from pydantic import ValidationError
 
 from ratchet.api.v1alpha1.serverstats import Route, ServerStats
 from ratchet_operator.adminkey import AdminKey, NoAdminKeyError
+from ratchet_operator.apiserver import ApiServer
 from ratchet_operator.asking import get, url_of
 from ratchet_operator.build.serving import PORT, config_name, routes_in
 from ratchet_operator.cache import Cache
+from ratchet_operator.httproutes import find
 from ratchet_operator.kinds import (
     CONFIG_MAP,
     POD,
@@ -36,6 +38,7 @@ from ratchet_operator.metrics import POLLS_FAILED
 from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.queries import Queries
 from ratchet_operator.reconcile.children import resource_version
+from ratchet_operator.reconcile.servinggateway import Looked, asked_of
 from ratchet_operator.reconcile.servingseen import Heard
 from ratchet_operator.rollout.book import Book, read_book
 from ratchet_operator.rollout.judging import PodAnswer
@@ -87,11 +90,15 @@ class ServerWatch:
     """The newest answers of every policy server.
 
     Args:
+        api: asked for the HTTPRoutes that PolicyDeployments name.
         changed: told the namespace and name of a PolicyDeployment whose servers were asked.
 
     """
 
-    def __init__(self, cache: Cache, key: AdminKey, changed: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, api: ApiServer, cache: Cache, key: AdminKey, changed: Callable[[str, str], None]
+    ) -> None:
+        self._api = api
         self._cache = cache
         self._key = key
         self._changed = changed
@@ -135,19 +142,32 @@ class ServerWatch:
             return
         look.at = clock
         pods = self._pods(namespace, name)
-        said = await asyncio.gather(*(self._ask(session, uid, pod, routes) for pod in pods))
+        said, gateway = await asyncio.gather(
+            asyncio.gather(*(self._ask(session, uid, pod, routes) for pod in pods)), self._gateway(obj, book)
+        )
+        is_followed = gateway is None or gateway.is_followed
         answers = tuple(answer for answer, _ in said)
         split, trouble = book.routed.split, next((trouble for _, trouble in said if trouble), "")
         trial = book.state.trial
         queries = self._queries.found(session, obj, trial.digest if trial is not None else None)
         if answers:
             now = datetime.now(UTC)
-            look.watch, followed, traffic = observe(look.watch, split, routes, answers, now, IDLE_SECONDS)
+            look.watch, followed, traffic = observe(
+                look.watch, split, routes, answers, now, IDLE_SECONDS, by_gateway=is_followed
+            )
             look.count(answers, clock)
-            look.heard = Heard(answers, book.generation, followed, traffic, trouble, queries, look.rates)
+            look.heard = Heard(
+                answers, book.generation, followed, traffic, trouble, queries, look.rates, gateway
+            )
         else:  # nobody is there who could be sent anywhere
-            look.heard = Heard((), book.generation, split, {}, trouble, queries=queries)
+            followed = split if is_followed else None
+            look.heard = Heard((), book.generation, followed, {}, trouble, queries=queries, gateway=gateway)
         self._changed(namespace, name)
+
+    async def _gateway(self, obj: Json, book: Book) -> Looked | None:
+        """The user's HTTPRoute, where there is one to look for."""
+        asked = asked_of(obj, book)
+        return Looked(asked, await find(self._api, asked.ours.namespace, asked.name)) if asked else None
 
     def _pods(self, namespace: str, name: str) -> list[Json]:
         """Those that a request can reach."""

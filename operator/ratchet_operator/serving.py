@@ -78,7 +78,7 @@ class Serving:
         self._observer = observer
         self._installation = installation
         self._memos: dict[Key, Memo] = {}
-        self.servers = ServerWatch(cache, key, feed.servers_said)
+        self.servers = ServerWatch(api, cache, key, feed.servers_said)
         self._telling: set[asyncio.Task[None]] = set()
         self._webhook = Webhook()
 

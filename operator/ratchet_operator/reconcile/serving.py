@@ -36,6 +36,8 @@ from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.reconcile.children import resource_version
 from ratchet_operator.reconcile.patching import soft_patch
 from ratchet_operator.reconcile.servingchildren import child, children
+from ratchet_operator.reconcile.servinggateway import Looked, asked_of, not_looked
+from ratchet_operator.reconcile.servinggateway import noted as noted_gateway
 from ratchet_operator.reconcile.servingjudged import judged
 from ratchet_operator.reconcile.servingseen import ServingSeen
 from ratchet_operator.reconcile.servingstatus import Shown, serving_status
@@ -91,6 +93,9 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     book = _learned(book, accepted, source, seen.heard.answers)
     source = book.revisions.get(source.name) if source is not None else None
 
+    looked = _looked(obj, book, seen)
+    followed = seen.heard.split if looked is None or looked.is_followed else None
+    obstacle = looked.obstacle if looked is not None else None
     evidence, decisions = judged(spec, book, seen, config_map, now)
     demand = _demand(context, book, seen)
     look = Seen(
@@ -98,20 +103,27 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
         arms={arm: _arm(book, arm, one, seen.pods) for arm, one in live.items()},
         demand=demand,
         routed=book.routed.split,
-        split=seen.heard.split,
-        traffic=seen.heard.traffic,
+        split=followed,
+        traffic=seen.heard.traffic if followed is not None else None,
         decisions=decisions,
         command=command,
+        obstacle=obstacle.message if obstacle is not None else "",
     )
     wanted = machine.step(rules_of(spec), book.state, look, now)
     pods = {arm: number for arm, number in wanted.replicas.items() if number and arm in book.revisions}
     # An arm has its route for as long as it has servers: that it may go is known before it is gone.
     arms = {*pods, *(arm for arm in live if arm in book.revisions)}
-    routes = routes_of(wanted.state, wanted.split, arms, book.revisions, context.url)
+    gateway = noted_gateway(obj, book, wanted, followed)
+    routes = routes_of(
+        wanted.state, wanted.split, arms, book.revisions, context.url, by_gateway=gateway is not None
+    )
     peak = demand if spec.autoscaling is not None else 0
     noted = remember(book, wanted, decisions, {*live, *pods}, source, peak, now)
     noted = noted.model_copy(
-        update={"generation": generation_of(book, routes_in(config_map), routes, seen.heard.answers)}
+        update={
+            "generation": generation_of(book, routes_in(config_map), routes, seen.heard.answers),
+            "gateway": gateway,
+        }
     )
     memo = seen.memo.after(
         evidence,
@@ -146,6 +158,7 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
         seen.heard.trouble,
         seen.pods,
         seen.heard.rates,
+        obstacle,
     )
     patch, due = soft_patch(
         status_of(obj), serving_status(obj, context, shown, now), seen.due_in, PROGRESS_FIELDS
@@ -154,6 +167,7 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     return replace(
         base,
         apply=tuple(one.apply for one in steps if one.apply is not None),
+        amend=(looked.amendment,) if looked is not None and looked.amendment is not None else (),
         delete=tuple(one.delete for one in steps if one.delete is not None),
         status=patch,
         requeue_after=min((wait for wait in waits if wait is not None), default=None),
@@ -193,6 +207,14 @@ def _learned(
             learned = {"policy": said.current, "spaces": said.spaces}
             revisions[answer.arm] = revision.model_copy(update=learned)
     return book.model_copy(update={"accepted": accepted, "revisions": revisions})
+
+
+def _looked(obj: Json, book: Book, seen: ServingSeen) -> Looked | None:
+    """What was found of the HTTPRoute, if that was looked for as it must be now."""
+    asked, looked = asked_of(obj, book), seen.heard.gateway
+    if asked is None:
+        return None
+    return looked if looked is not None and looked.asked == asked else not_looked(asked)
 
 
 def _wanted_arm(spec: PolicyDeploymentSpec, book: Book, source: Revision | None) -> str | None:

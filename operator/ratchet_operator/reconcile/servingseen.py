@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ratchet.evidence import Decision
 from ratchet_operator.kinds import Json, Kind
+from ratchet_operator.reconcile.servinggateway import Looked
 from ratchet_operator.rollout.judging import PodAnswer
 from ratchet_operator.rollout.remembering import Memo
 from ratchet_operator.rollout.values import Split
@@ -23,6 +24,7 @@ class Heard:
         trouble: why a server did not take its route.
         queries: what the spec's guards found in Prometheus.
         rates: requests a second by arm.
+        gateway: what was found of the user's HTTPRoute, None where there is none to look for.
 
     """
 
@@ -33,6 +35,7 @@ class Heard:
     trouble: str = ""
     queries: tuple[Decision, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    gateway: Looked | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ STANDING = frozenset(
     {"Quarantined", "AttemptsExhausted", "CoolingDown", "ProgressDeadlineExceeded", "SourceUnknown"}
 )
 """Reasons with which nothing goes on until somebody does something, or some time has passed."""
+BY_GATEWAY = frozenset({"Serving", "GatewayNotReady", "Routing"})
+"""Reasons that say less than what is wrong with the user's gateway, where something is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Shown:
         problem: what stands in the way and is no pod's doing.
         trouble: why a server did not take its route.
         rates: requests a second by arm.
+        obstacle: why the user's gateway can send nobody to a trial.
 
     """
 
@@ -54,6 +57,7 @@ class Shown:
     trouble: str
     pods: tuple[Json, ...]
     rates: Mapping[str, float]
+    obstacle: Verdict | None = None
 
     @property
     def state(self) -> Rollout:
@@ -192,6 +196,8 @@ def _progressing(shown: Shown) -> Verdict:
         return shown.problem
     if trial is None and not shown.sourced.verdict.holds:
         return shown.sourced.verdict
+    if shown.obstacle is not None and wanted.reason in BY_GATEWAY:
+        return shown.obstacle
     message = wanted.message
     if trial is not None:
         lagging = [pod for pod in alive(shown.of(trial.digest)) if not is_ready(pod)]

@@ -46,6 +46,7 @@ class Book(ApiModel):
         digests: of checkpoints, by the revisions that anything here still speaks of.
         generation: of the routes.
         peak: pods that the whole traffic has needed since the trial began.
+        gateway: name of the HTTPRoute that may have a share of ours, until it is known to have none.
         records: verdicts that acted, newest last.
 
     """
@@ -57,6 +58,7 @@ class Book(ApiModel):
     routed: Routed = Routed()
     generation: int = 0
     peak: int = 0
+    gateway: str | None = None
     records: tuple[DecisionRecord, ...] = ()
 
     def to_annotation(self) -> str:

@@ -35,6 +35,8 @@ def observe(
     answers: Sequence[PodAnswer],
     now: datetime,
     quiet: float = QUIET_SECONDS,
+    *,
+    by_gateway: bool = True,
 ) -> tuple[Watch, Split | None, Mapping[str, int] | None]:
     """What `Seen.split` and `Seen.traffic` are.
 
@@ -45,6 +47,7 @@ def observe(
         answers: one for each pod that a request can reach; a pod without an answer follows nothing.
         now: the operator's clock.
         quiet: seconds without a request, under the present split, after which an arm is idle.
+        by_gateway: whether the user's gateway, where there is one, follows the split too.
 
     Returns:
         The watch; the split, where every pod of `routes` says that it follows it, else None; and by arm the
@@ -52,8 +55,10 @@ def observe(
 
     """
     heard = [(answer.arm, answer.stats) for answer in answers if answer.stats is not None]
-    is_followed = len(heard) == len(answers) > 0 and all(
-        arm not in routes or _says(stats, routes[arm]) for arm, stats in heard
+    is_followed = (
+        by_gateway
+        and len(heard) == len(answers) > 0
+        and all(arm not in routes or _says(stats, routes[arm]) for arm, stats in heard)
     )
     if not is_followed:
         return Watch(), None, None

@@ -21,12 +21,21 @@ def serving_arm(state: Rollout, split: Split) -> str | None:
     return trial.digest if trial.phase in ("Bake", "RollBack") and trial.weight >= 100 else state.stable
 
 
+def beside(state: Rollout, split: Split) -> tuple[str, int] | None:
+    """The arm that has a share of the new episodes beside the one that serves, and its percent."""
+    serving = serving_arm(state, split)
+    shares = ((arm, weight) for arm, weight in split.weights.items() if arm != serving)
+    return next(shares, None) if state.stable is not None else None
+
+
 def routes_of(
     state: Rollout,
     split: Split,
     arms: Collection[str],
     revisions: Mapping[str, Revision],
     url: Callable[[str], str],
+    *,
+    by_gateway: bool = False,
 ) -> dict[str, Route]:
     """By arm, without a generation.
 
@@ -36,16 +45,20 @@ def routes_of(
         arms: revisions that have, or are about to have, servers.
         revisions: what each of them is.
         url: of an arm's Service.
+        by_gateway: whether requests come to the trial's servers too, by a share of its own.
 
     """
     serving, trial = serving_arm(state, split), state.trial
+    share = split.weights.get(trial.digest, 0) if trial is not None else 0
     routes: dict[str, Route] = {}
     for arm in arms:
         if arm == serving:
             other = state.stable if trial is not None and arm == trial.digest else trial and trial.digest
             routes[arm] = _to(other, split, revisions, url, _salt(state))
+            if by_gateway and 0 < share < 100:
+                routes[arm] = routes[arm].model_copy(update={"gateway": "Stable"})
         elif trial is not None and arm == trial.digest and trial.phase != "RollBack":
-            routes[arm] = Route()
+            routes[arm] = _back(serving, share, revisions, url, _salt(state)) if by_gateway else Route()
         elif serving is not None and serving in split.weights:
             # Whoever still has a connection here is served by the arm that serves everybody else.
             routes[arm] = Route(
@@ -79,6 +92,22 @@ def _to(
     copied = split.mirrored[1] / 100 if split.mirrored is not None and split.mirrored[0] == other else 0.0
     share = split.weights.get(other, 0) / 100
     return Route(canary=url(other), weight=share, salt=salt, digest=policy, mirror=copied)
+
+
+def _back(
+    serving: str | None,
+    share: int,
+    revisions: Mapping[str, Revision],
+    url: Callable[[str], str],
+    salt: str,
+) -> Route:
+    """Of a trial to which a gateway sends a share: the episodes that are not its own."""
+    policy = _policy(revisions, serving)
+    if serving is None or policy is None or not share:
+        return Route()
+    if share >= 100:  # whoever names the old policy ends there
+        return Route(canary=url(serving), salt=salt, digest=policy)
+    return Route(canary=url(serving), weight=share / 100, salt=salt, digest=policy, gateway="Canary")
 
 
 def _policy(revisions: Mapping[str, Revision], arm: str | None) -> str | None:

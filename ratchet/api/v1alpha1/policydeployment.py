@@ -322,6 +322,22 @@ class Autoscaling(ApiModel):
     )
 
 
+class Gateway(ApiModel):
+    """During a trial, the canary's share stands as a weight in an HTTPRoute of yours."""
+
+    http_route_ref: LocalReference = Field(
+        alias="httpRouteRef",
+        description="An HTTPRoute with a backendRef to the Service of this object's name, port 8080. A trial "
+        "puts the canary's Service beside it and takes it away again; nothing else is touched.",
+    )
+
+
+class Traffic(ApiModel):
+    """Who splits requests beside the servers."""
+
+    gateway: Gateway | None = None
+
+
 class Webhook(ApiModel):
     """Each verdict that acts is posted, as JSON that Slack takes."""
 
@@ -342,6 +358,7 @@ class PolicyDeploymentSpec(ApiModel):
     )
     server: PodFields = PodFields()
     strategy: Strategy = Strategy()
+    traffic: Traffic = Traffic()
     guards: Guards = Guards()
     webhook: Webhook | None = None
     paused: bool = False
