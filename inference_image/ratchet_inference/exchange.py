@@ -46,6 +46,10 @@ class Carrier(Protocol):
         """Counts a request that was wrong."""
         ...
 
+    def part(self) -> None:
+        """Ends after the answers that are due, if it is old."""
+        ...
+
     def hand_over(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:
         """The connection speaks another protocol from here on."""
         ...
@@ -84,6 +88,10 @@ class Exchange:
         self._connection.refused(problem)
         headers = b"retry-after: 1\r\n" if problem.status == 503 else b""
         self.respond(problem.status, body or problem.body(), headers=headers)
+
+    def part(self) -> None:
+        """Lets the connection end with this answer, if it is old."""
+        self._connection.part()
 
     def upgrade(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:
         """Sends `101`, and hands the connection over."""

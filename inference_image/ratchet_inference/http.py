@@ -33,6 +33,7 @@ class Limits:
         connections: open at once.
         request_seconds: from the first byte of a request to its last, and for a client to take its answer.
         idle_seconds: between two requests; after `101`, without a sign of life.
+        connection_seconds: after which a connection may be ended between two requests.
 
     """
 
@@ -41,6 +42,7 @@ class Limits:
     connections: int = 20_000
     request_seconds: float = 10.0
     idle_seconds: float = 120.0
+    connection_seconds: float = 30.0
 
 
 class Listener:
@@ -114,6 +116,7 @@ class Connection(asyncio.Protocol):
         """A client is there."""
         self._transport = cast("asyncio.Transport", transport)
         listener = self.listener
+        self._begun = listener.loop.time()
         listener.connections.add(self)
         # A ping has a quarter of the time to be answered.
         self._pause = min(self._limits.request_seconds, self._limits.idle_seconds / 4)
@@ -287,6 +290,11 @@ class Connection(asyncio.Protocol):
     def refused(self, problem: Problem) -> None:
         """Counts a request that was wrong."""
         self.listener.refusals[problem.code] += 1
+
+    def part(self) -> None:
+        """Ends after the answers that are due, if it is old."""
+        if self._open and self.listener.loop.time() - self._begun >= self._limits.connection_seconds:
+            self._open[-1].last = self._discarding = True
 
     def hand_over(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:
         """The connection speaks another protocol from here on."""

@@ -85,6 +85,7 @@ class PolicyServer:
             connections=settings.max_connections,
             request_seconds=settings.request_seconds,
             idle_seconds=settings.idle_seconds,
+            connection_seconds=settings.connection_seconds,
         )
         operations = self._operations()
         routes = Application({**operations, **self._answers()})
@@ -165,6 +166,8 @@ class PolicyServer:
             first(question.problem or question.answer())
 
         question.done = done
+        if question.hop or not question.episodes:
+            self._part(exchange)
         try:
             self.dispatch.ask(question)
         except Problem as problem:
@@ -181,7 +184,17 @@ class PolicyServer:
         if self._rewards is None:
             raise Problem(404, "no-rewards", "this server takes no rewards: start it with --rewards")
         status, answer = self._rewards.receive(read_json(exchange.body))
+        self._part(exchange)
         exchange.respond(status, orjson.dumps(answer))
+
+    def _part(self, exchange: Exchange) -> None:
+        """Between episodes an old connection ends: behind a Service only a new one can reach a new server.
+
+        Where the policy has a memory, the connection's other episodes would lose theirs.
+        """
+        current = self.residents.current
+        if current is None or not current.recurrent_size:
+            exchange.part()
 
     def _refused(self, problem: Problem) -> None:
         self.stats.refusals[problem.code] += 1

@@ -31,6 +31,7 @@ _AMOUNTS = (
     "retry_memory",
     "fallback_ms",
     "max_delay_ms",
+    "connection_seconds",
     "drain_delay_seconds",
     "drain_seconds",
 )
@@ -75,6 +76,9 @@ class Settings:
     session_seconds: float = _choice(900.0, "without a step, after which an episode is forgotten")
     request_seconds: float = _choice(10.0, "from a request's first byte to its last")
     idle_seconds: float = _choice(120.0, "between two requests of a connection")
+    connection_seconds: float = _choice(
+        30.0, "after which a connection ends between two episodes, so that the next may reach another server"
+    )
     drain_delay_seconds: float = _choice(5.0, "after SIGTERM in which new requests are still answered")
     drain_seconds: float = _choice(20.0, "after that for open connections to end")
     rewards: bool = _choice(True, "take rewards, and report returns of episodes by policy")

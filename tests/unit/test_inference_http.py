@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policyserver import Broken, Pair, Running, answers, policy, post, send_to, serving
+from policyserver import RECURRENT, SPEC, Broken, Pair, Running, answers, policy, post, send_to, serving
+from ratchet_inference.decisions.rewards import Rewards, RewardSettings
 from test_inference_routing import http_answer, stand_in
 
 from ratchet.api.v1alpha1.serverstats import Route
+from ratchet.policies import PolicySpec
 from ratchet.policies.serving import Decisions
 
 GOOD = '{"observation": [1, 2, 3, 4]}'
@@ -75,6 +77,37 @@ def test_answers_keep_the_order_of_pipelined_requests(running: Running):
     with running.connect() as connection:
         connection.sendall(b"".join(map(post, bodies)))
         assert [answer["id"] for _, answer in answers(connection, 500)] == names
+
+
+IN_AN_EPISODE = '{"observation": [1, 2, 3, 4], "episode": "a"}'
+A_RETURN = '{"episode": "a", "return": 1, "length": 1}'
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "body", "ends"),
+    [
+        (SPEC, "/v1/act", GOOD, True),
+        (SPEC, "/v1/act", IN_AN_EPISODE, False),
+        (SPEC, "/v1/reward", A_RETURN, True),
+        (RECURRENT, "/v1/reward", A_RETURN, False),
+    ],
+)
+def test_an_old_connection_ends_between_episodes(spec: PolicySpec, path: str, body: str, ends: bool):
+    rewards = Rewards(None, RewardSettings(), time.time)
+    with (
+        serving(Pair(policy(spec=spec)), rewards=rewards, connection_seconds=0) as running,
+        running.connect() as connection,
+    ):
+        connection.sendall(post(body, path))
+        found = b""
+        while not found.endswith(b"}"):
+            found += connection.recv(65_536)
+        assert (b"connection: close" in found) is ends
+        if ends:
+            assert connection.recv(1) == b""
+        else:
+            connection.sendall(post(IN_AN_EPISODE))
+            assert answers(connection, 1)[0][0] == 200
 
 
 @pytest.mark.parametrize(
