@@ -173,10 +173,13 @@ class Hop:
         try:
             status, body = await asyncio.shield(answer)
         except asyncio.CancelledError:
-            # Too late for this question. The connection is as good as another: it waits for the next one.
-            giving_up = asyncio.get_running_loop().call_later(LATE_SECONDS, line.close)
-            answer.add_done_callback(partial(self._answered_late, line, giving_up))
-            raise
+            if not answer.done() or answer.exception():
+                # Too late for this question. The connection is as good as another: it waits for the next one.
+                giving_up = asyncio.get_running_loop().call_later(LATE_SECONDS, line.close)
+                answer.add_done_callback(partial(self._answered_late, line, giving_up))
+                raise
+            # It came while this process had no processor, which is not the other server's fault.
+            status, body = answer.result()
         self._keep(line)
         if status != 200:
             raise HopError("canary-spaces" if status == MISDIRECTED else "canary-error")

@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
+from select import select
 from typing import Any
 
 import pytest
@@ -55,6 +57,27 @@ def test_a_connection_whose_answer_was_late_takes_the_next_question() -> None:
 
     with stand_in(answer) as port:
         assert asyncio.run(play(port)) == 1
+
+
+def test_an_answer_that_came_while_this_server_stood_still_was_in_time() -> None:
+    budget = 0.05
+
+    async def play(port: int) -> bytes:
+        hop = Hop(f"http://127.0.0.1:{port}", "canary")
+        await hop.ask(b"{}", PATIENCE_SECONDS, "spaces")
+        (line,) = hop._idle
+        asking = asyncio.create_task(hop.ask(b"{}", budget, "spaces"))
+        await asyncio.sleep(0)  # it asks
+        # As where the machine gives its processor to others.
+        assert select([line.transport.get_extra_info("socket")], [], [], PATIENCE_SECONDS)[0]
+        time.sleep(2 * budget)  # noqa: ASYNC251
+        answer = await asking
+        assert hop._idle == [line]
+        hop.close()
+        return answer
+
+    with stand_in(lambda _: http_answer(GOOD)) as port:
+        assert b'"action": 1' in asyncio.run(play(port))
 
 
 def test_a_name_that_was_long_looked_up_is_looked_up_once() -> None:
