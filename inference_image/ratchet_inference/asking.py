@@ -122,6 +122,8 @@ class Question:
     def came(self, headers: Mapping[bytes, bytes]) -> None:
         """Notes who sent it: a client, another policy server, or a route that split before."""
         arm = headers.get(b"ratchet-arm")
+        if arm is None and b"ratchet-hop" not in headers:
+            return
         self.hop = b"ratchet-hop" in headers or arm == b"shadow"
         if arm == b"shadow":
             self.given = SHADOW

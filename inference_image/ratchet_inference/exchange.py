@@ -89,6 +89,13 @@ class Exchange:
         headers = b"retry-after: 1\r\n" if problem.status == 503 else b""
         self.respond(problem.status, body or problem.body(), headers=headers)
 
+    def reply(self, outcome: bytes | Problem) -> None:
+        """Answers with JSON, or with a problem."""
+        if isinstance(outcome, bytes):
+            self.respond(200, outcome)
+        else:
+            self.refuse(outcome)
+
     def part(self) -> None:
         """Lets the connection end with this answer, if it is old."""
         self._connection.part()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, pairwise
 from math import isfinite
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from ratchet_inference.problems import Problem, bad_request
 from ratchet_inference.seams import Bools, Decided
 
 _NUMBERS = frozenset({int, float, bool})
+_BITS = (False, True)
 
 
 def numbers(nested: list[Any]) -> NDArray[Any] | None:
@@ -86,7 +87,12 @@ class Fitting:
         else:
             bounds = Bounds(observation)
             self._low, self._high = bounds.low, bounds.high
+        self._outputs = spec.action.outputs
+        self._everything = [True] * self._outputs
         self._firsts = first_outputs(spec.action)
+        # Of each component, of which something must be allowed.
+        firsts: list[int] = [] if self._firsts is None else self._firsts.tolist()
+        self._parts = [slice(first, end) for first, end in pairwise([*firsts, self._outputs])]
         bounds = Bounds(spec.action)
         self._lowest: Any = bounds.low
         self._highest: Any = bounds.high
@@ -99,22 +105,23 @@ class Fitting:
         alone.
         """
         if len(questions) > 1:
-            for question in questions:
-                if question.masks is not None:
-                    break
+            try:
+                rows = [row for question in questions for row in question.observations]
+                together = self.observations(rows)
+                masked = [row for question in questions if question.masks for row in question.masks]
+                masks = self.masks(masked) if masked else None
+            except Problem:
+                pass
             else:
-                try:
-                    rows = [row for question in questions for row in question.observations]
-                    together = self.observations(rows)
-                except Problem:
-                    pass
-                else:
-                    first = 0
-                    for question in questions:
-                        last = first + len(question.observations)
-                        question.array = together[first:last]
-                        first = last
-                    return list(questions)
+                first = first_mask = 0
+                for question in questions:
+                    last = first + len(question.observations)
+                    question.array = together[first:last]
+                    if masks is not None and question.masks:
+                        question.mask_rows = masks[first_mask : first_mask + last - first]
+                        first_mask += last - first
+                    first = last
+                return list(questions)
         fitting: list[Question] = []
         for question in questions:
             try:
@@ -166,38 +173,37 @@ class Fitting:
             Problem: a mask does not fit the space, or allows nothing.
 
         """
-        space = self._action
-        if space.kind == "Box":
+        if self._action.kind == "Box":
             raise bad_request("bad-mask", "a policy with continuous actions takes no mask: leave it out")
-        result = np.ones((len(rows), space.outputs), np.bool_)
+        outputs = self._outputs
+        filled: list[list[Any]] = []
         for number, row in enumerate(rows):
-            if row is None:
-                continue
             entries = cast("list[Any]", row) if isinstance(row, list) else []
+            if row is None:
+                entries = self._everything
             # 0 and 1 are as good as false and true; nothing else is.
-            if len(entries) != space.outputs or not all(
-                x is True or x is False or x in (0, 1) for x in entries
-            ):
-                words = f"a mask is a list of {space.outputs} entries, true where an action is allowed"
+            elif len(entries) != outputs or not all(map(_BITS.__contains__, entries)):
+                words = f"a mask is a list of {outputs} entries, true where an action is allowed"
                 raise bad_request("bad-mask", words, None if single else number)
-            result[number] = entries
-        if self._firsts is not None:
-            something = np.logical_or.reduceat(result, self._firsts, axis=1)
-            if not something.all():
-                words = "the mask allows nothing: at least one action must be allowed"
-                if space.kind == "MultiDiscrete":
-                    words += " in each component"
-                raise bad_request("empty-mask", words, None if single else _first_bad(something))
-        return result
+            for part in self._parts:
+                if not any(entries[part]):
+                    words = "the mask allows nothing: at least one action must be allowed"
+                    if self._action.kind == "MultiDiscrete":
+                        words += " in each component"
+                    raise bad_request("empty-mask", words, None if single else number)
+            filled.append(entries)
+        return np.array(filled, np.bool_)
 
     def failures(self, decided: Decided, masks: Bools | None) -> dict[int, str]:
         """Which of N answers are of no use, with the reason; empty nearly always."""
         actions, log_probability, value = decided.action, decided.log_probability, decided.value
-        if len(actions) == 1 and self._one and masks is None:
+        if len(actions) == 1 and self._one:
             # The most frequent case in plain Python: numpy's calls would take ten times as long.
             low, high = self._one
+            action = int(actions[0])
             if (
-                low <= int(actions[0]) <= high
+                low <= action <= high
+                and (masks is None or masks[0, action - low])
                 and isfinite(log_probability[0])
                 and (value is None or isfinite(value[0]))
             ):

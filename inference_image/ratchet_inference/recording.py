@@ -51,5 +51,5 @@ def _decisions(question: Question) -> list[Decision]:
             question.log_probabilities[row],
             question.fallbacks[row],
         )
-        for row in range(len(question))
+        for row in range(len(question.observations))
     ]

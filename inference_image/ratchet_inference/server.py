@@ -150,15 +150,9 @@ class PolicyServer:
         if question.hop:
             self._refuse_other_spaces(exchange.headers.get(b"ratchet-spaces"))
 
-        def reply(outcome: bytes | Problem) -> None:
-            if isinstance(outcome, bytes):
-                exchange.respond(200, outcome)
-            else:
-                exchange.refuse(outcome)
-
-        first = reply
+        first = exchange.reply
         if question.ids and self._retried:
-            first = self._retried.first(exchange.body, exchange.received, reply)
+            first = self._retried.first(exchange.body, exchange.received, first)
             if first is None:
                 return
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from policyserver import (
     RECURRENT,
+    SPEC,
     Broken,
     Kept,
     Pair,
@@ -19,6 +21,8 @@ from policyserver import (
     serving,
     two_servers,
 )
+from ratchet_inference.asking import parse
+from ratchet_inference.fitting import Fitting
 
 OBSERVATION = [0.1, -0.2, 0.3, 0.4]
 BODY = json.dumps({"observation": OBSERVATION})
@@ -138,6 +142,33 @@ def test_steps_begin_at_zero_where_a_memory_does():
         swap(running, pair, "c", spec=RECURRENT)
         steps += [running.act(observation=OBSERVATION, episode="e")[1]["t"] for _ in range(2)]
     assert steps == [0, 1, 2, 0, 1]
+
+
+def listed(array: NDArray[Any] | None) -> Any:
+    return None if array is None else array.tolist()
+
+
+TOGETHER = [
+    {"observation": OBSERVATION, "mask": [True, False, True]},
+    {"observation": OBSERVATION},
+    {"observations": [OBSERVATION] * 2, "masks": [None, [0, 0, 1]]},
+    {"observation": OBSERVATION, "mask": [False, True, False]},
+]
+
+
+@pytest.mark.parametrize("wrong", [None, {"observation": OBSERVATION, "mask": [False] * 3}])
+def test_questions_that_come_together_fit_as_each_does_alone(wrong: dict[str, Any] | None):
+    bodies = [json.dumps(body).encode() for body in (*TOGETHER, *([wrong] if wrong else []))]
+    fitting = Fitting(SPEC)
+    together, alone = ([parse(body, 2) for body in bodies] for _ in range(2))
+    fitting.fit(together)
+    for question in alone:
+        fitting.fit([question])
+    for one, other in zip(together, alone, strict=True):
+        assert (one.problem and one.problem.code) == (other.problem and other.problem.code)
+        assert listed(one.array) == listed(other.array)
+        assert listed(one.mask_rows) == listed(other.mask_rows)
+    assert [question.problem is None for question in together] == [True] * 4 + [False] * bool(wrong)
 
 
 def test_each_row_of_a_batch_keeps_its_seed_whoever_answers_it():

@@ -80,6 +80,10 @@ class Waiting(Generic[T]):
             return over[1] if over else None
         return value
 
+    def again(self, name: str) -> T | None:
+        """What is known of a name that waits, and waits anew."""
+        return self._open.use(name)
+
     def wait(self, name: str, value: T) -> T | None:
         """Waits from when the value says it was seen, unless the wait is over.
 
@@ -91,10 +95,10 @@ class Waiting(Generic[T]):
             return None
         return self._open.put(name, value)
 
-    def ended(self, now: float, most: int) -> Iterator[tuple[str, T]]:
-        """Ends waits whose window has passed."""
+    def ended(self, now: float, most: int, near: str | None = None) -> Iterator[tuple[str, T]]:
+        """Ends waits whose window has passed; `near` as in `Recent.past`."""
         window, seen = self._window, self._seen
-        for name, value in self._open.past(lambda value: now - seen(value) > window, most):
+        for name, value in self._open.past(lambda value: now - seen(value) > window, most, near):
             self._over.put(name, (False, value))
             yield name, value
 
@@ -153,19 +157,14 @@ class Rewards:
             self._counts["forgotten"] += 1
         name = decision.episode
         if name is not None:
-            episode = self._episodes.get(name)
-            if episode is None:
-                episode = _Episode(now, *self._returns.tallies(decision.arm, decision.digest, now))
-                episode.total.started += 1
-                episode.cohort.started += 1
-            episode.seen = now
-            lost = self._episodes.wait(name, episode)
-            if lost:
-                lost.total.missing += 1
-                lost.cohort.missing += 1
+            episode = self._episodes.again(name)
+            if episode:
+                episode.seen = now
+            elif self._episodes.get(name) is None:
+                self._begin(name, decision)
         self._decided += 1
         if self._decided % SOMETIMES == 0:
-            self.tick(2 * SOMETIMES)
+            self.tick(2 * SOMETIMES, near=decision.id)
 
     def receive(self, body: object) -> tuple[int, dict[str, Any]]:
         """Answers `POST /v1/reward`.
@@ -197,13 +196,19 @@ class Rewards:
             return 404, {"error": {"code": "unknown-decision", "message": words}}
         return 202, {standing.value: became[standing.value] for standing in Standing}
 
-    def tick(self, most: int = ENDED_AT_ONCE) -> None:
-        """Ends waits whose window has passed; to be called each second, also when nothing is asked."""
+    def tick(self, most: int = ENDED_AT_ONCE, near: str | None = None) -> None:
+        """Ends waits whose window has passed; to be called each second, also when nothing is asked.
+
+        Args:
+            most: waits for decisions, and for episodes, that end at once.
+            near: some name, for a look at a few of them.
+
+        """
         now, default = self._clock(), self._settings.default
-        for name, _ in self._decisions.ended(now, most):
+        for name, _ in self._decisions.ended(now, most, near):
             self._counts["unrewarded"] += 1
             self._default(name, None, now)
-        for name, episode in self._episodes.ended(now, most):
+        for name, episode in self._episodes.ended(now, most, near):
             for tally in (episode.total, episode.cohort):
                 if default is None:
                     tally.missing += 1
@@ -221,6 +226,17 @@ class Rewards:
         """Rewards received by what they found, and waits that ended without one, since the start."""
         names = [*(standing.value for standing in Standing), "unrewarded", "forgotten"]
         return {name: self._counts[name] for name in names}
+
+    def _begin(self, name: str, decision: Decision) -> None:
+        episode = _Episode(
+            decision.time, *self._returns.tallies(decision.arm, decision.digest, decision.time)
+        )
+        episode.total.started += 1
+        episode.cohort.started += 1
+        lost = self._episodes.wait(name, episode)
+        if lost:
+            lost.total.missing += 1
+            lost.cohort.missing += 1
 
     def _take(self, by_id: bool, name: str, value: float, length: int | None, now: float) -> Standing:
         standing = (self._decisions if by_id else self._episodes).reward(name)
