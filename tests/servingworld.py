@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from ratchet_operator.build.waking import MANAGER_LABEL, SERVICE_LABEL, Door, door_name, leads_to
 from ratchet_operator.kept import kept_by
 from ratchet_operator.kinds import (
     AUTOSCALER,
     CONFIG_MAP,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
+    ENDPOINT_SLICE,
     NETWORK_POLICY,
     POD,
     POLICY_DEPLOYMENT,
@@ -58,7 +60,8 @@ IDLE_SECONDS = 2.0
 REQUESTS = 40  # in a second
 POLICIES = ("good", "better", "best", "worse", "broken")
 WORSE, BROKEN = "worse", "broken"
-KINDS = (DEPLOYMENT, SERVICE, AUTOSCALER, DISRUPTION_BUDGET, NETWORK_POLICY)
+KINDS = (DEPLOYMENT, SERVICE, AUTOSCALER, DISRUPTION_BUDGET, NETWORK_POLICY, ENDPOINT_SLICE)
+KNOCK_SECONDS = 10.0
 SPEC: Json = {
     "replicas": REPLICAS,
     "strategy": {
@@ -98,6 +101,7 @@ class Server:
     incarnation: str
     route: Route
     began: datetime
+    websockets: int = 0
     requests: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     errors: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     last: dict[tuple[str, str], datetime] = field(default_factory=dict[tuple[str, str], datetime])
@@ -114,6 +118,7 @@ class Server:
             ready=True,
             draining=False,
             current=self.policy,
+            websockets=self.websockets,
             spaces="same",
             route=RouteStats(**self.route.model_dump()),
             latency_bounds_seconds=list(LATENCY_BOUNDS_SECONDS),
@@ -145,6 +150,10 @@ class ServingWorld(World):
         self.is_busy = True
         self.bereaved = True  # nothing was ready yet, or all of what serves was killed
         self.failed = 0
+        self.held = 0
+        self.leader = 0
+        self.has_port = True
+        self.knocked = self.now - timedelta(days=1)
         self.answered: Counter[str] = Counter()
         self.ticks = 0
         self.put(
@@ -187,6 +196,9 @@ class ServingWorld(World):
             assert kept_by(apply.obj) <= kept_by(ledger), "a server starts from what its job may remove"
             if apply.kind is DEPLOYMENT and labels_of(apply.obj)[REVISION_LABEL] == self.selected():
                 wanted = spec_of(self.deployment).get("replicas", REPLICAS)
+                if not apply.obj["spec"]["replicas"]:
+                    assert self.is_door_open, "what serves went to sleep, and nobody is there to wake it"
+                    wanted = 0
                 assert apply.obj["spec"]["replicas"] >= wanted, "what serves lost capacity"
             super().apply(apply)
 
@@ -212,6 +224,8 @@ class ServingWorld(World):
                 is_there = self.get(POD, pod) is not None and server.arm != arm
                 sends = server.route.canary == f"http://{NAME}-{arm}:8080" and server.route.weight > 0
                 assert not (is_there and sends), "an arm was scaled down to which a server still sends"
+        if kind == ENDPOINT_SLICE.kind and name == door_name(NAME) and self.operating:
+            assert self.bereaved or self.published(), "the door went before a pod was found without it"
         super().delete(kind, name)
 
     operating = False
@@ -241,12 +255,32 @@ class ServingWorld(World):
             job=self.get(TRAINING_JOB, "job"),
             secrets={f"{NAME}-admin": self.secret_uid},
             heard=self.heard,
+            door=self.door,
             memo=self.memo,
         )
 
     def restart(self) -> None:
         """Another operator takes over: it knows what the cluster says, and nothing else."""
         self.memo, self.watch, self.heard = Memo(), Watch(), Heard()
+        self.leader += 1
+        self.knocked -= timedelta(days=1)
+        self.loses_its_way()
+
+    @property
+    def door(self) -> Door:
+        is_asked = (self.now - self.knocked).total_seconds() < KNOCK_SECONDS
+        port = 20_000 + self.leader if self.has_port else None
+        return Door(f"10.0.0.{self.leader % 250}", port, self.held, is_asked)
+
+    @property
+    def is_door_open(self) -> bool:
+        """Whether clients find this operator's door."""
+        return leads_to(self.get(ENDPOINT_SLICE, door_name(NAME)), self.door)
+
+    def loses_its_way(self) -> None:
+        """Whoever asks while nothing is ready finds nobody until the operator has come to itself."""
+        self.bereaved |= not self.arms().get(self.selected() or "")
+        self.held = 0
 
     def crash(self, writes: int) -> None:
         """The operator dies after so many writes."""
@@ -297,9 +331,30 @@ class ServingWorld(World):
     def selected(self) -> str | None:
         return sub(self.get(SERVICE, NAME), "spec", "selector").get(REVISION_LABEL)
 
+    def published(self) -> list[str]:
+        """Addresses of pods that clients of the Service find."""
+        slice_ = self.get(ENDPOINT_SLICE, f"{NAME}-own")
+        return [host for one in (slice_ or {}).get("endpoints", []) for host in one["addresses"]]
+
+    def publish(self) -> None:
+        """As the controller of EndpointSlices does, some time after pods are ready."""
+        service = self.get(SERVICE, NAME)
+        if service is not None:
+            labels = {
+                **labels_of(service),
+                SERVICE_LABEL: NAME,
+                MANAGER_LABEL: "endpointslice-controller.k8s.io",
+            }
+            owner = {"kind": "Service", "uid": uid_of(service), "controller": True}
+            metadata = {"name": f"{NAME}-own", "labels": labels, "ownerReferences": [owner]}
+            hosts = [status_of(pod)["podIP"] for pod in self.arms().get(self.selected() or "", [])]
+            endpoints = [{"addresses": [host], "conditions": {"ready": True}} for host in hosts]
+            self.put({"kind": ENDPOINT_SLICE.kind, "metadata": metadata, "endpoints": endpoints})
+
     def turn(self) -> None:
         for service in self.all(SERVICE):
             assert labels_of(service)[SERVING_LABEL] == NAME
+        self.publish()
         for deployment in self.all(DEPLOYMENT):
             template, count = deployment["spec"]["template"], deployment["spec"]["replicas"]
             names = [f"{name_of(deployment)}-{number}" for number in range(count)]
@@ -314,6 +369,7 @@ class ServingWorld(World):
             if policy == BROKEN or is_ready(pod):
                 continue
             status["conditions"] = [{"type": "Ready", "status": "True"}]
+            status["podIP"] = f"10.1.0.{uid_of(pod)}"
             incarnation = f"{uid_of(pod)}/{self.ticks}"
             route = routes.get(arm, Route())
             self.servers[name_of(pod)] = Server(arm, policy, incarnation, route, self.now)
@@ -322,9 +378,14 @@ class ServingWorld(World):
         """A second of clients' requests."""
         ready = self.arms()
         pods = ready.get(self.selected() or "", [])
-        if not pods:
-            self.failed += 0 if self.bereaved else REQUESTS
+        if not pods and self.is_door_open:
+            self.held += REQUESTS if self.is_busy else 0
+            self.knocked = self.now if self.is_busy else self.knocked
             return
+        if not pods:
+            self.failed += 0 if self.bereaved or not self.is_busy else REQUESTS
+            return
+        self.held = 0
         # The first policy of all may be taken back before it was ever stable, and then there is none.
         self.bereaved = self.bereaved and self.serving is None
         for number in range(REQUESTS if self.is_busy else 0):

@@ -233,16 +233,18 @@ class Controller:
     def _serving(self) -> "Serving":
         """Made once it is needed."""
         from ratchet_operator.serving import Serving
+        from ratchet_operator.waker import Waker
 
         self._serves.set()
         installation = self._settings.installation
+        waker = Waker(self._settings.pod_ip, self._settings.waker_ports, self.feed.servers_said)
         return Serving(
-            self._api, self.cache, self.feed, self._sightings, self._observer, installation, self._key
+            self._api, self.cache, self.feed, self._sightings, self._observer, installation, self._key, waker
         )
 
     async def _watch_servers(self) -> None:
         await self._serves.wait()
-        await self._serving.servers.run()
+        await self._serving.run()
 
     def _leave(self, key: Key) -> float:
         """Leave an object alone whose namespace is being deleted, since nothing can be created there: what is

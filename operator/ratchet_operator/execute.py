@@ -15,6 +15,7 @@ from ratchet_operator.build.redis import redis_secret
 from ratchet_operator.feed import Feed
 from ratchet_operator.kinds import (
     CONFIG_MAP,
+    ENDPOINT_SLICE,
     EVENT,
     KIND_BY_NAME,
     NETWORK_POLICY,
@@ -46,7 +47,7 @@ from ratchet_operator.taken import Child, Taken
 log = logging.getLogger("ratchet.execute")
 
 PASSWORD_BYTES = 32
-BEFORE_PODS = (CONFIG_MAP, SERVICE, NETWORK_POLICY)
+BEFORE_PODS = (CONFIG_MAP, SERVICE, NETWORK_POLICY, ENDPOINT_SLICE)
 T = TypeVar("T")
 
 

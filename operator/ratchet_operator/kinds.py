@@ -62,6 +62,7 @@ EVENT = Kind("v1", "Event", "events")
 NETWORK_POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 AUTOSCALER = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 DISRUPTION_BUDGET = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+ENDPOINT_SLICE = Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 HTTP_ROUTE = Kind("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 
@@ -69,7 +70,7 @@ KIND_BY_NAME = {
     kind.kind: kind
     for kind in (
         TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT, DEPLOYMENT, WORKER_SET, SERVICE, CONFIG_MAP,
-        SECRET, POD, NODE, EVENT, NETWORK_POLICY, AUTOSCALER, DISRUPTION_BUDGET, LEASE,
+        SECRET, POD, NODE, EVENT, NETWORK_POLICY, AUTOSCALER, DISRUPTION_BUDGET, ENDPOINT_SLICE, LEASE,
     )
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ must have is in the ConfigMap of their PolicyDeployment.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -157,7 +157,15 @@ class ServerWatch:
             )
             look.count(answers, clock)
             look.heard = Heard(
-                answers, book.generation, followed, traffic, trouble, queries, look.rates, gateway
+                answers,
+                book.generation,
+                followed,
+                traffic,
+                trouble,
+                queries,
+                look.rates,
+                gateway,
+                _hosts(pods, answers, routes),
             )
         else:  # nobody is there who could be sent anywhere
             followed = split if is_followed else None
@@ -210,10 +218,24 @@ class ServerWatch:
             return f"A server can't be given its route: {type(error).__name__}"
 
 
+def _hosts(
+    pods: Iterable[Json], answers: Iterable[PodAnswer], routes: Mapping[str, Route]
+) -> Mapping[str, tuple[str, ...]]:
+    """By arm, the addresses of those that follow their route."""
+    found: dict[str, tuple[str, ...]] = {}
+    for pod, answer in zip(pods, answers, strict=True):
+        route = routes.get(answer.arm)
+        if answer.stats is not None and (route is None or answer.stats.route.generation == route.generation):
+            found[answer.arm] = (*found.get(answer.arm, ()), status_of(pod)["podIP"])
+    return found
+
+
 def _is_moving(book: Book, heard: Heard) -> bool:
     """Whether more than one arm lives, or what should be so was not observed yet."""
+    nap = book.state.nap
     return (
         book.state.trial is not None
+        or (nap is not None and nap.phase != "Asleep")
         or heard.generation != book.generation
         or heard.split != book.routed.split
         or any(heard.traffic is None or answer.arm != book.state.stable for answer in heard.answers)

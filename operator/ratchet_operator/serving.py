@@ -5,6 +5,7 @@ does not hold.
 import asyncio
 import base64
 import logging
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 import aiohttp
@@ -13,25 +14,30 @@ from pydantic import ValidationError
 from ratchet.api.v1alpha1 import PolicyDeploymentSpec
 from ratchet_operator.adminkey import AdminKey
 from ratchet_operator.apiserver import ApiError, ApiServer
-from ratchet_operator.build.serving import ServingContext
+from ratchet_operator.build.serving import PORT, ServingContext
+from ratchet_operator.build.waking import Door, door_name
 from ratchet_operator.cache import Cache
 from ratchet_operator.feed import Feed
 from ratchet_operator.kinds import (
     AUTOSCALER,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
+    ENDPOINT_SLICE,
     NETWORK_POLICY,
     POD,
     POLICY_DEPLOYMENT,
+    REVISION_LABEL,
     SECRET,
     SERVICE,
     SERVING_LABEL,
     TRAINING_JOB,
     Json,
     Key,
+    Kind,
     label_value,
     name_of,
     namespace_of,
+    status_of,
     sub,
     uid_of,
 )
@@ -40,17 +46,18 @@ from ratchet_operator.plan import Occurrence, Plan
 from ratchet_operator.policies.progress import seconds_until_due
 from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.reconcile.serving import reconcile_serving, secrets_of
-from ratchet_operator.reconcile.servingseen import ServingSeen
+from ratchet_operator.reconcile.servingseen import Heard, ServingSeen
 from ratchet_operator.rollout.remembering import Memo
 from ratchet_operator.servers import ServerWatch
 from ratchet_operator.settings import Installation
 from ratchet_operator.specs import parsed
+from ratchet_operator.waker import Waker
 from ratchet_operator.webhook import Webhook, message_of
 
 log = logging.getLogger("ratchet.serving")
 
 LOUD = frozenset({"Promoted", "TrialStarted"})
-CHILDREN = (DEPLOYMENT, SERVICE, AUTOSCALER, DISRUPTION_BUDGET, NETWORK_POLICY)
+CHILDREN = (DEPLOYMENT, SERVICE, AUTOSCALER, DISRUPTION_BUDGET, NETWORK_POLICY, ENDPOINT_SLICE)
 
 
 class Serving:
@@ -59,6 +66,7 @@ class Serving:
     Args:
         observer: knows what was refused, and when a status was written.
         key: of the tokens that servers take orders by.
+        waker: holds what is asked of PolicyDeployments without pods.
 
     """
 
@@ -71,6 +79,7 @@ class Serving:
         observer: Observer,
         installation: Installation,
         key: AdminKey,
+        waker: Waker,
     ) -> None:
         self._api = api
         self._cache = cache
@@ -79,12 +88,21 @@ class Serving:
         self._installation = installation
         self._memos: dict[Key, Memo] = {}
         self.servers = ServerWatch(api, cache, key, feed.servers_said)
+        self._waker = waker
         self._telling: set[asyncio.Task[None]] = set()
         self._webhook = Webhook()
 
     def forget(self, key: Key) -> None:
         """The object is gone."""
         self._memos.pop(key, None)
+        self._waker.close(key.namespace, key.name)
+
+    async def run(self) -> None:
+        """Ask the servers for ever."""
+        try:
+            await self.servers.run()
+        finally:
+            await self._waker.stop()
 
     async def decide(self, obj: Json, key: Key, now: datetime) -> Plan:
         """One step."""
@@ -139,6 +157,8 @@ class Serving:
             asyncio.gather(*(self._sightings.uid(namespace, name, None, in_doubt) for name in names)),
         )
         children = {kind: self._observer.named(kind, namespace, SERVING_LABEL, label) for kind in CHILDREN}
+        heard = self.servers.heard(context.uid)
+        door = await self._door(context, children, pods, heard)
         written = self._observer.progress_written.get(key)
         return ServingSeen(
             installation=self._installation,
@@ -147,8 +167,30 @@ class Serving:
             pods=tuple(pods),
             job=job,
             secrets=dict(zip(names, uids, strict=True)),
-            heard=self.servers.heard(context.uid),
+            heard=heard,
+            door=door,
             memo=self._memos.get(key, Memo()),
             refused=self._observer.refused.get(key),
             due_in=seconds_until_due(written, len(self._cache[POLICY_DEPLOYMENT]), now),
         )
+
+    async def _door(
+        self,
+        context: ServingContext,
+        children: Mapping[Kind, Mapping[str, Json]],
+        pods: Iterable[Json],
+        heard: Heard,
+    ) -> Door:
+        """Where its requests are held, if they ever are; it is told who can answer them now."""
+        namespace, name = context.namespace, context.name
+        if context.spec.scale_to_zero_after is not None or door_name(name) in children[ENDPOINT_SLICE]:
+            await self._waker.open(namespace, name)
+        door = self._waker.door(namespace, name)
+        if door.port is not None:
+            arm = sub(children[SERVICE].get(name), "spec", "selector").get(REVISION_LABEL, "")
+            ready = {status_of(pod).get("podIP"): uid_of(pod) for pod in pods if is_ready(pod)}
+            hosts = [host for host in heard.hosts.get(arm, ()) if host in ready]
+            self._waker.serve(namespace, name, [(host, PORT) for host in hosts])
+            if door.held and not {*ready.values()} <= {answer.uid for answer in heard.answers}:
+                self.servers.hurry()
+        return door

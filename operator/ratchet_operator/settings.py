@@ -27,6 +27,8 @@ class Settings:
     nodes_visible: bool = True
     pod_namespace: str = "default"
     pod_name: str = "ratchet-operator"
+    pod_ip: str = ""
+    waker_ports: range = range(20_000, 21_000)
     admin_key_file: str = ""
     status_interval: float = 2.0
     workers: int = 8
@@ -63,6 +65,13 @@ class Settings:
                 raise ValueError(f"{name}={raw!r}: write true or false")
             return raw == "true"
 
+        def ports(name: str, default: str) -> range:
+            raw = text(name, default)
+            first, _, last = raw.partition("-")
+            if first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65_536:
+                return range(int(first), int(last) + 1)
+            raise ValueError(f"{name}={raw!r}: write the first and the last port, as {default}")
+
         images = Installation()
         return cls(
             installation=Installation(
@@ -79,6 +88,8 @@ class Settings:
             nodes_visible=flag("RATCHET_NODES_VISIBLE", True),
             pod_namespace=text("POD_NAMESPACE", "default"),
             pod_name=text("POD_NAME", socket.gethostname()),
+            pod_ip=text("POD_IP", ""),
+            waker_ports=ports("RATCHET_WAKER_PORTS", "20000-20999"),
             admin_key_file=text("RATCHET_ADMIN_KEY_FILE", ""),
             status_interval=number("RATCHET_STATUS_INTERVAL", 2, 0.1),
             workers=int(number("RATCHET_WORKERS", 8, 1)),

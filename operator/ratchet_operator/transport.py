@@ -21,6 +21,7 @@ from ratchet_operator.kinds import (
     CONFIG_MAP,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
+    ENDPOINT_SLICE,
     NETWORK_POLICY,
     NODE,
     POD,
@@ -43,7 +44,7 @@ def watched(settings: Settings) -> dict[Kind, str | None]:
     """The kinds to watch, each with its label selector."""
     kinds: dict[Kind, str | None] = dict.fromkeys((TRAINING_JOB, ROLLOUT_POOL, POLICY_DEPLOYMENT))
     kinds |= dict.fromkeys((CONFIG_MAP, DEPLOYMENT, SERVICE, POD, NETWORK_POLICY), COMPONENT_LABEL)
-    kinds |= dict.fromkeys((AUTOSCALER, DISRUPTION_BUDGET), SERVING_LABEL)
+    kinds |= dict.fromkeys((AUTOSCALER, DISRUPTION_BUDGET, ENDPOINT_SLICE), SERVING_LABEL)
     # Deployments make ReplicaSets with the job's label too; only the workers' belong to a pool.
     kinds[WORKER_SET] = POOL_LABEL
     if settings.nodes_visible:

@@ -7,6 +7,7 @@ connection ends with its answer, and the client's next one goes straight to a se
 import asyncio
 import itertools
 import json
+import logging
 import re
 import time
 import zlib
@@ -15,7 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
 
+from ratchet_operator.build.waking import Door
 from ratchet_operator.metrics import HELD, HELD_SECONDS, TURNED_AWAY
+
+log = logging.getLogger("ratchet.waker")
 
 HEAD_SECONDS = 10.0  # for a client to say what it wants
 HOLD_SECONDS = 60.0  # for a server to be there
@@ -31,28 +35,12 @@ _REQUEST = re.compile(rb"[A-Z]+ [!-~]+ HTTP/1\.[01]\r\n")
 _REASONS = {400: "Bad Request", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
-@dataclass(frozen=True, slots=True)
-class Knocking:
-    """Where a PolicyDeployment's clients are held, and whether any came.
-
-    Attributes:
-        port: None where no port was free.
-        held: requests that wait for a server.
-        is_asked: whether one came in the last seconds, although its client may have given up.
-
-    """
-
-    port: int | None = None
-    held: int = 0
-    is_asked: bool = False
-
-
 @dataclass(slots=True)
-class _Door:
-    """One PolicyDeployment's port."""
+class _Port:
+    """Of one PolicyDeployment."""
 
     listener: asyncio.Server | None = None
-    port: int | None = None
+    number: int | None = None
     servers: tuple[Address, ...] = ()
     are_there: asyncio.Event = field(default_factory=asyncio.Event)
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
@@ -76,50 +64,52 @@ class Waker:
     """
 
     def __init__(self, host: str, ports: range, asked: Callable[[str, str], None]) -> None:
-        self.host = host
-        self._ports = ports
+        self._host = host
+        self._numbers = ports
         self._asked = asked
-        self._doors: dict[tuple[str, str], _Door] = {}
+        self._ports: dict[tuple[str, str], _Port] = {}
         self._held: set[asyncio.Task[None]] = set()
 
-    def knocking(self, namespace: str, name: str) -> Knocking:
-        """What happens at the port of a PolicyDeployment."""
-        door = self._doors.get((namespace, name))
-        if door is None:
-            return Knocking()
-        return Knocking(door.port, door.held, time.monotonic() - door.asked_at < KNOCK_SECONDS)
+    def door(self, namespace: str, name: str) -> Door:
+        """The door of a PolicyDeployment as it is now."""
+        port = self._ports.get((namespace, name))
+        if port is None:
+            return Door()
+        is_asked = time.monotonic() - port.asked_at < KNOCK_SECONDS
+        return Door(self._host, port.number, port.held, is_asked)
 
     async def open(self, namespace: str, name: str) -> None:
         """Listen, once; at the same port as the leader before where that is free."""
-        at = namespace, name
-        if at in self._doors or not self.host or not self._ports:
+        at, numbers = (namespace, name), self._numbers
+        if at in self._ports or not self._host or not numbers:
             return
-        door = self._doors[at] = _Door()
+        port = self._ports[at] = _Port()
         loop = asyncio.get_running_loop()
-        first = zlib.crc32(f"{namespace}/{name}".encode()) % len(self._ports)
-        for port in (*self._ports[first:], *self._ports[:first]):
+        first = zlib.crc32(f"{namespace}/{name}".encode()) % len(numbers)
+        for number in (*numbers[first:], *numbers[:first]):
             with suppress(OSError):
-                door.listener = await loop.create_server(lambda: _Client(self, at), self.host, port)
-                door.port = port
+                port.listener = await loop.create_server(lambda: _Client(self, at), self._host, number)
+                port.number = number
                 return
-        del self._doors[at]
+        del self._ports[at]
+        log.warning("no port is free to hold requests at", extra={"key": f"{namespace}/{name}"})
 
     def serve(self, namespace: str, name: str, servers: Iterable[Address]) -> None:
         """These addresses answer now."""
-        door = self._doors.get((namespace, name))
-        if door is not None:
-            door.servers = tuple(servers)
-            (door.are_there.set if door.servers else door.are_there.clear)()
+        port = self._ports.get((namespace, name))
+        if port is not None:
+            port.servers = tuple(servers)
+            (port.are_there.set if port.servers else port.are_there.clear)()
 
     def close(self, namespace: str, name: str) -> None:
         """The PolicyDeployment is gone."""
-        door = self._doors.pop((namespace, name), None)
-        if door is not None and door.listener is not None:
-            door.listener.close()
+        port = self._ports.pop((namespace, name), None)
+        if port is not None and port.listener is not None:
+            port.listener.close()
 
     async def stop(self) -> None:
         """Turn away whoever waits: another operator listens from now on."""
-        for at in list(self._doors):
+        for at in list(self._ports):
             self.close(*at)
         held = list(self._held)
         for task in held:
@@ -128,19 +118,19 @@ class Waker:
 
     def hold(self, client: "_Client") -> asyncio.Task[None] | None:
         """Wait for a server on behalf of a client; None where too many do."""
-        door = self._doors.get(client.at)
-        if door is None or len(self._held) >= MOST_HELD:
+        port = self._ports.get(client.at)
+        if port is None or len(self._held) >= MOST_HELD:
             return None
-        door.asked_at = time.monotonic()
-        task = asyncio.create_task(self._bring(door, client))
+        port.asked_at = time.monotonic()
+        task = asyncio.create_task(self._bring(port, client))
         self._held.add(task)
         task.add_done_callback(self._held.discard)
         self._asked(*client.at)
         return task
 
-    async def _bring(self, door: _Door, client: "_Client") -> None:
+    async def _bring(self, port: _Port, client: "_Client") -> None:
         began = time.perf_counter()
-        door.held += 1
+        port.held += 1
         HELD.inc()
         is_held = True
 
@@ -148,12 +138,12 @@ class Waker:
             nonlocal is_held
             if is_held:
                 is_held = False
-                door.held -= 1
+                port.held -= 1
                 HELD.dec()
 
         try:
-            async with asyncio.timeout(HOLD_SECONDS) as limit, door.room:
-                server = await _reach(door)
+            async with asyncio.timeout(HOLD_SECONDS) as limit, port.room:
+                server = await _reach(port)
                 limit.reschedule(None)
                 HELD_SECONDS.observe(time.perf_counter() - began)
                 let_go()
@@ -169,12 +159,12 @@ class Waker:
             let_go()
 
 
-async def _reach(door: _Door) -> "_Server":
+async def _reach(port: _Port) -> "_Server":
     """A connection to a server."""
     loop = asyncio.get_running_loop()
     while True:
-        await door.are_there.wait()
-        address = door.next()
+        await port.are_there.wait()
+        address = port.next()
         if address is not None:
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(CONNECT_SECONDS):

@@ -45,13 +45,13 @@ class Door:
 
     @property
     def port(self) -> int:
-        port = self.call(self.waker.knocking, *AT).port
+        port = self.call(self.waker.door, *AT).port
         assert port is not None
         return port
 
     @property
     def held(self) -> int:
-        return self.call(self.waker.knocking, *AT).held
+        return self.call(self.waker.door, *AT).held
 
     def client(self, **settings: Any) -> Client:
         return Client(
@@ -195,7 +195,7 @@ def test_open_episodes_leave_room_for_requests(
     door.run(door.waker.open("team", "other"))
     at = "team", "other"
     door.call(door.waker.serve, *at, [(HOST, running.port)])
-    port = door.call(door.waker.knocking, *at).port
+    port = door.call(door.waker.door, *at).port
     with (
         Client(f"http://{HOST}:{port}", strict=True, timeout=20) as client,
         closing(Episode(client)) as episode,
@@ -210,7 +210,7 @@ def test_a_client_that_gives_up_frees_its_place_and_has_woken_them(door: Door, r
         client.act(OBSERVATION)
 
     until(lambda: door.held == 0)
-    assert door.call(door.waker.knocking, *AT).is_asked
+    assert door.call(door.waker.door, *AT).is_asked
     door.serve(running.port)
     with door.client() as client:
         client.act(OBSERVATION)
@@ -279,14 +279,14 @@ def test_each_has_a_port_of_its_own_for_as_long_as_there_are_any():
     with leading(free_ports(2)) as door:
         for name in ("b", "c"):
             door.run(door.waker.open("team", name))
-        ports = [door.call(door.waker.knocking, "team", name).port for name in ("cartpole", "b", "c")]
+        ports = [door.call(door.waker.door, "team", name).port for name in ("cartpole", "b", "c")]
         assert len({*ports} - {None}) == 2
         assert ports[2] is None
 
         door.call(door.waker.close, "team", "b")
         door.run(door.waker.open("team", "c"))
 
-        assert door.call(door.waker.knocking, "team", "c").port == ports[1]
+        assert door.call(door.waker.door, "team", "c").port == ports[1]
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,7 @@ def test_the_operator_tells_what_it_decides_again_once_too():
             return {"data": {"WEBHOOK_URL": base64.b64encode(url.encode()).decode()}}
 
         nothing: Any = SimpleNamespace(servers_said=None)
-        serving = Serving(
-            SimpleNamespace(get=secret), nothing, nothing, nothing, nothing, Installation(), AdminKey("")
-        )
+        serving = Serving(SimpleNamespace(get=secret), *[nothing] * 4, Installation(), AdminKey(""), nothing)
         for _ in range(2):
             serving.tell(obj, Plan(occurrences=(FAILED,)))
             await asyncio.gather(*serving._telling)  # pyright: ignore[reportPrivateUsage]

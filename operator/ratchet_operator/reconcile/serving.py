@@ -13,11 +13,13 @@ from pydantic import ValidationError
 
 from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec
 from ratchet_operator.build.serving import EVIDENCE_ANNOTATION, ServingContext, rollout_map, routes_in
+from ratchet_operator.build.waking import door_name, finds_one_of, leads_to
 from ratchet_operator.conditions import Verdict as Answer
 from ratchet_operator.conditions import conditions, no
 from ratchet_operator.kinds import (
     AUTOSCALER,
     DEPLOYMENT,
+    ENDPOINT_SLICE,
     REVISION_LABEL,
     SERVICE,
     Json,
@@ -49,7 +51,8 @@ from ratchet_operator.rollout.judging import PodAnswer
 from ratchet_operator.rollout.remembering import generation_of, remember
 from ratchet_operator.rollout.revision import Checkpoint, Revision
 from ratchet_operator.rollout.routes import routes_of
-from ratchet_operator.rollout.values import ArmSeen, Command, Rollout, Seen, Verb
+from ratchet_operator.rollout.sleeping import quiet_seconds
+from ratchet_operator.rollout.values import ArmSeen, Command, Rest, Rollout, Seen, Verb
 from ratchet_operator.specs import parsed
 
 LOOK_AGAIN = 1.0  # seconds, while something is on its way
@@ -108,9 +111,14 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
         decisions=decisions,
         command=command,
         obstacle=obstacle.message if obstacle is not None else "",
+        rest=_rest(context, book, seen),
     )
     wanted = machine.step(rules_of(spec), book.state, look, now)
-    pods = {arm: number for arm, number in wanted.replicas.items() if number and arm in book.revisions}
+    pods = {
+        arm: number
+        for arm, number in wanted.replicas.items()
+        if arm in book.revisions and (number or arm == wanted.state.stable)
+    }
     # An arm has its route for as long as it has servers: that it may go is known before it is gone.
     arms = {*pods, *(arm for arm in live if arm in book.revisions)}
     gateway = noted_gateway(obj, book, wanted, followed)
@@ -146,7 +154,7 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
             occurrences=wanted.occurrences,
             requeue_after=0.0,
         )
-    steps = children(context, noted, wanted, pods, seen.children)
+    steps = children(context, noted, wanted, pods, seen.door, seen.children)
     taken = [one.taken for one in (*steps, ledger) if one.taken is not None]
     shown = Shown(
         noted,
@@ -187,10 +195,11 @@ def _selected(context: ServingContext, seen: ServingSeen) -> str | None:
     if live is None or not is_owned_by(live, context.uid):
         return None
     arm = sub(live, "spec", "selector").get(REVISION_LABEL)
-    # One of which nothing is ready may never have served, and must not be taken for stable.
-    return (
-        arm if any(is_ready(pod) and labels_of(pod).get(REVISION_LABEL) == arm for pod in seen.pods) else None
+    # One of which nothing is ready may never have served, and must not be taken for stable; it alone sleeps.
+    has_served = door_name(context.name) in seen.of(ENDPOINT_SLICE) or any(
+        is_ready(pod) and labels_of(pod).get(REVISION_LABEL) == arm for pod in seen.pods
     )
+    return arm if has_served else None
 
 
 def _learned(
@@ -232,6 +241,23 @@ def _arm(book: Book, arm: str, live: Json, pods: tuple[Json, ...]) -> ArmSeen:
     return ArmSeen(spec_of(live).get("replicas", 1), ready if is_known else 0)
 
 
+def _rest(context: ServingContext, book: Book, seen: ServingSeen) -> Rest:
+    """Who asks stable for anything, and which way."""
+    slices, stable = seen.of(ENDPOINT_SLICE), book.state.stable
+    hosts = {
+        str(status_of(pod).get("podIP"))
+        for pod in seen.pods
+        if is_ready(pod) and labels_of(pod).get(REVISION_LABEL) == stable
+    }
+    return Rest(
+        quiet=quiet_seconds(seen.heard.answers),
+        door=leads_to(slices.get(door_name(context.name)), seen.door),
+        shut=seen.door.port is None,
+        asked=bool(seen.door.held or seen.door.is_asked),
+        found=finds_one_of(slices.values(), context.name, hosts),
+    )
+
+
 def _demand(context: ServingContext, book: Book, seen: ServingSeen) -> int:
     """Pods that the whole traffic needs: the autoscaler's number for what serves, where there is one, which
     does not sink during a trial that takes a part of the traffic.
@@ -248,7 +274,8 @@ def _is_moving(state: Rollout, live: Mapping[str, Json], now: datetime) -> bool:
     """Whether anything hangs on the clock, or on traffic."""
     cools = parse_stamp(state.cooldown_until or "")
     is_cooling = cools is not None and now < cools
-    return state.trial is not None or bool(live.keys() - {state.stable}) or is_cooling
+    is_turning = state.nap is not None and state.nap.phase != "Asleep"
+    return state.trial is not None or bool(live.keys() - {state.stable}) or is_cooling or is_turning
 
 
 def _secrets(context: ServingContext, seen: ServingSeen) -> tuple[CreateAdminSecret, ...]:

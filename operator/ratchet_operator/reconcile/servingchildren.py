@@ -10,11 +10,13 @@ from ratchet_operator.build.serving import (
     network_policy,
     service,
 )
+from ratchet_operator.build.waking import Door, door_slice
 from ratchet_operator.drift import stamped
 from ratchet_operator.kinds import (
     AUTOSCALER,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
+    ENDPOINT_SLICE,
     KIND_BY_NAME,
     NETWORK_POLICY,
     POLICY_DEPLOYMENT,
@@ -35,6 +37,7 @@ def children(
     book: Book,
     wanted: Wanted,
     pods: Mapping[str, int],
+    door: Door,
     live: Mapping[Kind, Mapping[str, Json]],
 ) -> list[ChildStep]:
     """One step for each child that needs one, those of arms that have no part any more included.
@@ -43,14 +46,17 @@ def children(
         context: whose they are.
         book: with what each arm is made of.
         wanted: who serves.
-        pods: how many each arm must have at least; the rest goes.
+        pods: how many each arm must have at least, 0 for one that sleeps; the rest goes.
+        door: where requests are held while no pod is there.
         live: children by kind and name.
 
     """
     asked = list(_wanted(context, book, wanted, pods, live.get(DEPLOYMENT, {})))
+    if wanted.state.nap is not None and door.port is not None:
+        asked.append(door_slice(context, door))
     steps = [child(context, obj, live.get(KIND_BY_NAME[obj["kind"]], {}).get(name_of(obj))) for obj in asked]
     named = {(obj["kind"], name_of(obj)) for obj in asked}
-    for kind in (DEPLOYMENT, AUTOSCALER, DISRUPTION_BUDGET, SERVICE, NETWORK_POLICY):
+    for kind in (DEPLOYMENT, AUTOSCALER, DISRUPTION_BUDGET, SERVICE, NETWORK_POLICY, ENDPOINT_SLICE):
         left = [obj for name, obj in live.get(kind, {}).items() if (kind.kind, name) not in named]
         gone = removals(kind, left, context.uid, "its revision has no part any more")
         steps += [ChildStep(delete=delete) for delete in gone]
@@ -79,7 +85,7 @@ def _wanted(
         if context.spec.autoscaling is not None:
             # The autoscaler's own number, but for what it would have to raise it to.
             now = spec_of(live.get(context.arm_name(arm))).get("replicas", 0)
-            number = max(least, now)
+            number = max(least, now) if least else 0
             quiet = wanted.state.trial is None and arm == wanted.state.stable
             yield autoscaler(context, arm, context.spec.replicas if quiet else least)
         yield service(context, context.arm_name(arm), arm)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ratchet.evidence import Decision
+from ratchet_operator.build.waking import Door
 from ratchet_operator.kinds import Json, Kind
 from ratchet_operator.reconcile.servinggateway import Looked
 from ratchet_operator.rollout.judging import PodAnswer
@@ -25,6 +26,7 @@ class Heard:
         queries: what the spec's guards found in Prometheus.
         rates: requests a second by arm.
         gateway: what was found of the user's HTTPRoute, None where there is none to look for.
+        hosts: by arm, addresses of those that answer and follow their route.
 
     """
 
@@ -36,6 +38,7 @@ class Heard:
     queries: tuple[Decision, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
     gateway: Looked | None = None
+    hosts: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class ServingSeen:
         children: by kind and name, those that its label finds.
         job: the RLTrainingJob of its source.
         secrets: UID of each Secret that was looked for, None where it is not there.
+        door: where requests are held while no pod is there.
         memo: what the step before left; nothing is lost with it.
         due_in: seconds until progress may be written again.
 
@@ -58,6 +62,7 @@ class ServingSeen:
     job: Json | None = None
     secrets: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
     heard: Heard = Heard()
+    door: Door = field(default_factory=Door)
     memo: Memo = field(default_factory=Memo)
     refused: str | None = None
     due_in: float = 0.0

@@ -65,6 +65,12 @@ class Shown:
         return self.book.state
 
     @property
+    def nap(self) -> str | None:
+        """Whether stable has, or may have, no pods as a matter of course."""
+        nap = self.state.nap
+        return nap.phase if nap is not None and nap.phase != "Drowsy" else None
+
+    @property
     def serving(self) -> str | None:
         """The arm that clients are sent to."""
         return serving_arm(self.state, self.wanted.split)
@@ -185,6 +191,8 @@ def _available(shown: Shown) -> Verdict:
         return yes("ServersReady", f"{ready} of {shown.demand} servers are ready.")
     if shown.problem is not None:
         return shown.problem
+    if shown.nap is not None:
+        return yes("ScaledToZero", "Requests are held until a server is ready.")
     if serving is None:
         return shown.sourced.verdict if not shown.sourced.verdict.holds else no("NothingServed", "")
     return why_not_ready("server", pods) if not ready else no("Starting", "No server was asked yet.")
@@ -207,6 +215,8 @@ def _progressing(shown: Shown) -> Verdict:
             message = f"{message} {shown.trouble}"
         if _has_newer(shown):
             message = f"{message} A newer checkpoint waits for its turn."
+    elif shown.nap is not None and _is_to_come(shown):
+        message = f"{message} Another policy is tried when requests come."
     elif wanted.reason == "Serving" and _has_newer(shown):
         return yes("AwaitingApproval", "There is a newer checkpoint: ratchet rollout promote begins it.")
     if wanted.reason in STANDING:
@@ -219,12 +229,18 @@ def _has_newer(shown: Shown) -> bool:
     return newer is not None and accepted is not None and newer.digest != accepted.digest
 
 
+def _is_to_come(shown: Shown) -> bool:
+    """Whether the source means another policy than the one that serves."""
+    accepted, stable = shown.book.accepted, shown.book.revisions.get(shown.state.stable or "")
+    return accepted is not None and stable is not None and accepted.digest != stable.checkpoint.digest
+
+
 def _degraded(shown: Shown) -> Verdict:
     state = shown.state
     if state.stable is None:
         return unknown("NothingServes", "Nothing serves yet.")
     ready = sum(is_ready(pod) for pod in shown.of(shown.serving))
-    if ready < shown.demand:
+    if ready < shown.demand and shown.nap is None:
         return yes("TooFewServers", f"{ready} of {shown.demand} servers are ready.")
     if shown.wanted.reason in ("Quarantined", "AttemptsExhausted"):
         return yes(shown.wanted.reason, shown.wanted.message)

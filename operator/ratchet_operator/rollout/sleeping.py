@@ -27,13 +27,13 @@ class Rested:
 
 def doze(state: Rollout, at: At) -> Rested | None:
     """Whether stable, with its pods, comes to need none; None while it does need them."""
-    stable, nap, quiet, limit = state.stable, state.nap, at.seen.rest.quiet, at.rules.sleep_seconds
+    stable, nap, seen, limit = state.stable, state.nap, at.seen.rest, at.rules.sleep_seconds
     is_alone = state.trial is None and stable is not None and at.seen.arms.keys() <= {stable}
-    if not is_alone or limit is None or quiet is None or quiet < limit or at.seen.rest.asked:
+    if not is_alone or limit is None or seen.quiet is None or seen.quiet < limit or seen.asked or seen.shut:
         return None
     if nap is None:
         return Rested(Nap(phase="Drowsy", since=at.stamp))
-    if not at.seen.rest.door or at.seconds_since(nap.since) < DOOR_SECONDS:
+    if not seen.door or at.seconds_since(nap.since) < DOOR_SECONDS:
         return Rested(nap)
     message = f"Nobody has asked for {limit:.0f} s; the next request starts servers."
     return _told(Nap(phase="Asleep", since=at.stamp), "ScaledToZero", "ScaledToZero", message, at)
@@ -88,6 +88,8 @@ def _why_wake(at: At, is_ordered: bool) -> str:
         return "A request came."
     if is_ordered:
         return "A command came."
+    if at.seen.rest.shut:
+        return "The operator has no free port to hold requests at."
     return "scaleToZeroAfter is no longer written." if at.rules.sleep_seconds is None else ""
 
 

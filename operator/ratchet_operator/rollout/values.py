@@ -198,6 +198,7 @@ class Rest:
     Attributes:
         quiet: seconds since any of its pods was asked; None where one does not say, or an episode is open.
         door: whether clients find the operator's door where they find no pod.
+        shut: whether this operator can have no door.
         asked: whether somebody came to that door.
         found: whether clients find a pod without it.
 
@@ -205,6 +206,7 @@ class Rest:
 
     quiet: float | None = None
     door: bool = False
+    shut: bool = False
     asked: bool = False
     found: bool = False
 

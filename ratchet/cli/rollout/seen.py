@@ -24,7 +24,7 @@ BAD = STUCK | {
     "Failed", "RollingBack", "RolledBack", "RollBackFailed", "RollBackTimedOut", "ProgressDeadlineExceeded",
     "InvalidSpec", "NameTaken", "Refused", "SecretNotFound", "JobUnreadable",
 }  # fmt: skip
-GOOD = frozenset({"Serving", "Promoted"})
+GOOD = frozenset({"Serving", "ScaledToZero", "Promoted"})
 HELD = frozenset(
     {"Paused", "AwaitingApproval", "CoolingDown", "NotEnoughEvidence", "SourceDown", "Fail"}
     | {"SourceUnknown", "JobNotFound", "WaitingForCheckpoint"}
