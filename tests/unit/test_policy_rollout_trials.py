@@ -4,6 +4,7 @@ Seeds are fixed; `benchmarks/rollouts.py` does the same a thousand times. The cl
 pods and lets the operator die; clocks are off; errors come in bursts that hit both arms.
 """
 
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -57,6 +58,31 @@ def test_a_worse_policy_is_taken_out_soon(guard: str, most: int, canary: Behavio
         assert done.canary_requests <= most
         assert done.state.trial is not None
         assert done.state.trial.phase == "RollBack"
+
+
+class Skewed(Simulation):
+    """Each pod's clock is wrong in its own way, by whole cohorts; all chance is as it was."""
+
+    def __init__(self, skews: tuple[float, ...], *rollout: Any, **options: Any) -> None:
+        self.skews = cycle(skews)
+        super().__init__(*rollout, **options)
+
+    def _skew(self) -> float:
+        return next(self.skews)
+
+
+@pytest.mark.parametrize("returns", [500.0, 350.0])
+def test_no_figure_of_any_verdict_depends_on_what_time_a_pod_believes_it_is(returns: float):
+    world = World(**{**vars(HOSTILE), "episode": 20, "skew": 0.0})
+    spec = spec_with(guards={**RETURNS, "actionDrift": {"enabled": True}}, strategy=QUICK)
+    canary = Behaviour(returns=(returns, 100.0))
+    right, wrong = (
+        Skewed(skews, spec, world, canary, seed=3).run(120) for skews in ((1e6,), (2e6, 40.0, 1e9, 970.0))
+    )
+    judged = next(one for one in right.decisions if one.guard == "episodeReturn")
+    assert judged.canary_n > 0
+    assert wrong.decisions == right.decisions
+    assert wrong.state == right.state
 
 
 def test_few_requests_with_the_usual_errors_roll_nothing_back():
