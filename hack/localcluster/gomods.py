@@ -137,6 +137,12 @@ PROMETHEUS = GoProgram(
     outputs=("promtool", "prometheus"),
     tags="remove_all_sd",  # their clients are most of what there is to compile
 )
+PROMETHEUS_ADAPTER = GoProgram(
+    "prometheus-adapter",
+    "v0.12.0",
+    module="sigs.k8s.io/prometheus-adapter@v0.12.0",
+    packages=("./cmd/adapter",),
+)
 
 NODE_PROGRAMS = (
     KUBERNETES,
@@ -150,7 +156,7 @@ NODE_PROGRAMS = (
 )
 TOOLS = {
     program: recipe
-    for recipe in (KIND, HELM, KWOK, KUBERAY, PROMETHEUS, VERSITYGW)
+    for recipe in (KIND, HELM, KWOK, KUBERAY, PROMETHEUS, PROMETHEUS_ADAPTER, VERSITYGW)
     for program in recipe.programs
 }
 
