@@ -2,21 +2,15 @@
 server, and each panel has something to show.
 """
 
-import base64
-import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from arena import NAME, Arena
+from beside import beside_the_cluster
 from cluster import Json, Namespace, eventually
-from prometheus import DASHBOARDS, Prometheus, asked, panels, scraping
+from prometheus import DASHBOARDS, Prometheus, asked, panels
 
-EVERYWHERE = Namespace("default")
 SILENT = {
     # Nothing is logged, refused or answered by another policy here, and the operator is well.
     "Decision log: rows lost per second",
@@ -27,71 +21,6 @@ SILENT = {
     "Pods that gave no answer, per second",
     "Changes that no watch told, per second",
 }
-
-
-def server_of(folder: Path) -> tuple[str, Json]:
-    """Address of the API server, and how Prometheus proves who it is."""
-    config = json.loads(EVERYWHERE.kubectl("config", "view", "--raw", "--minify", "-o", "json"))
-    cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-    files = {
-        "ca_file": cluster["certificate-authority-data"],
-        "cert_file": user["client-certificate-data"],
-        "key_file": user["client-key-data"],
-    }
-    for name, content in files.items():
-        (folder / name).touch(mode=0o600)
-        (folder / name).write_bytes(base64.b64decode(content))
-    return urlsplit(cluster["server"]).netloc, {name: str(folder / name) for name in files}
-
-
-def targets(address: str) -> list[Json]:
-    """Every pod of ours that runs, with the labels that the chart's monitors add."""
-    found: list[Json] = []
-    pods = json.loads(
-        EVERYWHERE.kubectl("get", "pods", "-A", "-l", "app.kubernetes.io/part-of=ratchet", "-o", "json")
-    )["items"]
-    for pod in pods:
-        namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
-        ports = [port for box in pod["spec"]["containers"] for port in box.get("ports", ())]
-        if pod["status"]["phase"] != "Running" or "http" not in [port.get("name") for port in ports]:
-            continue
-        labels = {
-            key.replace("/", "_").replace(".", "_").replace("-", "_"): value
-            for key, value in pod["metadata"]["labels"].items()
-            if key.startswith("ratchet.dev/")
-        }
-        path = f"/api/v1/namespaces/{namespace}/pods/{name}:8080/proxy/metrics"
-        labels |= {"namespace": namespace, "pod": name, "__metrics_path__": path}
-        found.append({"targets": [address], "labels": labels})
-    return found
-
-
-@contextmanager
-def beside_the_cluster(folder: Path) -> Iterator[Prometheus]:
-    """A Prometheus that follows the pods as they come and go."""
-    address, tls = server_of(folder)
-    listed, ended = folder / "targets.json", threading.Event()
-
-    def follow() -> None:
-        while not ended.wait(1):
-            (folder / "new").write_text(json.dumps(targets(address)))
-            (folder / "new").replace(listed)
-
-    listed.write_text(json.dumps(targets(address)))
-    follower = threading.Thread(target=follow)
-    follower.start()
-    pods = {
-        "job_name": "pods",
-        "scheme": "https",
-        "tls_config": tls,
-        "file_sd_configs": [{"files": [str(listed)], "refresh_interval": "2s"}],
-    }
-    try:
-        with scraping(folder, [pods], "1s") as prometheus:
-            yield prometheus
-    finally:
-        ended.set()
-        follower.join()
 
 
 def every_query(dashboards: set[str], namespace: str, name: str) -> dict[str, str]:
