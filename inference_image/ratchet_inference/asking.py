@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from operator import itemgetter
 from typing import Any, cast
+from zlib import crc32
 
 import orjson
 from numpy.typing import NDArray
@@ -132,6 +133,15 @@ class Question:
         elif self.hop or arm == b"canary":
             self.given = CANARY
 
+    def draw_by(self, body: bytes) -> None:
+        """Lets a request with an id decide its own randomness, where it has no seed.
+
+        Asked again because its answer was lost, it then gets the same action from any server of the policy.
+        """
+        if self.ids and self.seeds is None:
+            first = crc32(body)
+            self.seeds = list(range(first, first + len(self.observations)))
+
     def body(self) -> bytes:
         """The request again, for another server."""
         body: dict[str, Any] = {"temperature": self.temperature}
@@ -220,7 +230,9 @@ def parse(body: bytes, most: int) -> Question:
             later, by `fitting`, with the policy that answers.
 
     """
-    return from_json(read_json(body), most)
+    question = from_json(read_json(body), most)
+    question.draw_by(body)
+    return question
 
 
 def read_json(body: bytes) -> Any:

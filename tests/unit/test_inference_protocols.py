@@ -162,6 +162,22 @@ def test_fragments_and_binary_messages_are_put_together(running: Running):
     connection.close()
 
 
+def test_a_step_that_comes_again_over_another_websocket_gets_the_same_action():
+    def actions(running: Running) -> list[int]:
+        connection = open_episode(running)
+        found: list[int] = []
+        for number in range(16):
+            connection.send(json.dumps({"observation": OBSERVATION, "id": f"d{number}"}))
+            found.append(json.loads(connection.recv())["action"])
+        connection.close()
+        return found
+
+    with serving(Pair(policy())) as one, serving(Pair(policy())) as other:
+        first, second = actions(one), actions(other)
+    assert len(set(first)) > 1
+    assert second == first
+
+
 def closing_code(connection: websocket.WebSocket) -> int:
     while True:
         code, data = connection.recv_data(control_frame=True)

@@ -27,6 +27,16 @@ def test_the_same_request_gets_the_same_answer_and_makes_no_second_step():
     assert repeated == 1
 
 
+def test_a_request_that_comes_again_elsewhere_gets_the_same_actions():
+    batch = {"observations": [OBSERVATION] * 32, "ids": [f"d{i}" for i in range(32)]}
+    again = {**batch, "ids": [f"other{i}" for i in range(32)]}
+    with serving(Pair(policy())) as one, serving(Pair(policy())) as other:
+        first, second, different = one.act(**batch)[1], other.act(**batch)[1], other.act(**again)[1]
+    assert len(set(first["actions"])) > 1
+    assert (second["actions"], second["logProbabilities"]) == (first["actions"], first["logProbabilities"])
+    assert different["actions"] != first["actions"]
+
+
 def test_a_batch_that_comes_again_is_one_too():
     with serving(Pair(policy())) as running:
         batch = {"observations": [OBSERVATION] * 2, "episodes": ["e", "f"], "ids": ["x", "y"]}
