@@ -93,6 +93,16 @@ def test_the_breaker_opens_tries_once_and_waits_longer_each_time():
     assert all(breaker.allows(3) for _ in range(9))
 
 
+def test_the_breaker_opens_sooner_for_a_server_that_gives_nothing_but_failures():
+    breaker = Breaker(window=20, in_a_row=5)
+    breaker.succeeded()
+    for _ in range(4):
+        breaker.failed(0)
+    assert breaker.state == "Closed"
+    breaker.failed(0)
+    assert breaker.state == "Open"
+
+
 def test_a_few_failures_among_many_answers_do_not_open_the_breaker():
     breaker = Breaker(window=10)
     for i in range(100):
