@@ -29,6 +29,8 @@ from stage import Stage, stage
 
 NAME = "walker"
 REPLICAS = 2
+PATIENCE = 420.0
+"""Seconds that a rollout may take: longer than `progressDeadline`, which nothing here may reach."""
 KILLS_FOR_A_ROLLOUT = 30
 """Three policies take so many writes at least; fewer kills would mean that the plan does not see them."""
 FEWEST_WRITES = 15
@@ -53,7 +55,7 @@ def source(number: int) -> Json:
 
 
 def manifest(number: int, spec: Json) -> Json:
-    strategy = {**spec["strategy"], "bake": "1s", "cooldown": "1s", "progressDeadline": "30s"}
+    strategy = {**spec["strategy"], "bake": "1s", "cooldown": "1s", "progressDeadline": "5m"}
     spec = {**spec, "source": source(number), "replicas": REPLICAS, "strategy": strategy}
     return {
         "apiVersion": API_VERSION,
@@ -141,7 +143,7 @@ class Rollout:
             alone = [sub(one, "metadata")["name"] for one in left] == [f"{NAME}-{revision}"]
             return alone and selected == {revision} and len(services) == 2
 
-        await eventually(f"policy {number} alone serves", over, deadline=240)
+        await eventually(f"policy {number} alone serves", over, deadline=PATIENCE)
 
     async def told(self) -> Counter[str]:
         listed = await self.on.api.list(EVENT.path(self.namespace))
@@ -156,7 +158,7 @@ class Rollout:
             digest = f"sha256:{number:064x}"
             return [one for one in (await self.status()).get("history", []) if one["digest"] == digest]
 
-        (found,) = await eventually(f"the trial of policy {number} ends", past, deadline=240)
+        (found,) = await eventually(f"the trial of policy {number} ends", past, deadline=PATIENCE)
         return found["outcome"]
 
     async def crashes(self, number: int) -> None:
@@ -167,7 +169,7 @@ class Rollout:
             is_staged = sub(status, "trial").get("phase") == "Stage" and sub(status, "canary").get("weight")
             return sub(status, "canary") if is_staged else None
 
-        arm = await eventually(f"policy {number} has traffic", staged, deadline=240)
+        arm = await eventually(f"policy {number} has traffic", staged, deadline=PATIENCE)
         pods = await self.on.api.list(POD.path(self.namespace), f"{REVISION_LABEL}={arm['revision']}")
         statuses = [{**one, "restartCount": 1} for one in pods[0]["status"]["containerStatuses"]]
         path = POD.path(self.namespace, pods[0]["metadata"]["name"])
