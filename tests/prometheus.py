@@ -111,15 +111,25 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(folder: Path, scrapes: list[dict[str, Any]], interval: str) -> Iterator[Prometheus]:
-    """A Prometheus with the chart's rules that reads these targets, and leaves their labels as they are."""
+def scraping(
+    folder: Path, scrapes: list[dict[str, Any]], interval: str, address: str = ""
+) -> Iterator[Prometheus]:
+    """A Prometheus with the chart's rules that reads these targets, and leaves their labels as they are.
+
+    Args:
+        folder: for its configuration, data and log.
+        scrapes: its targets.
+        interval: between two scrapes, such as 1s.
+        address: host:port where it listens; by default one that only this machine reaches.
+
+    """
     config = {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": "1s"},
         "rule_files": [str(RULES)],
         "scrape_configs": [{"honor_labels": True, **scrape} for scrape in scrapes],
     }
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{free_port()}"
+    address = address or f"127.0.0.1:{free_port()}"
     with (folder / "log").open("w") as log:
         command = [
             program("prometheus"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
-from cluster import Json, KubectlError, Namespace, eventually
+from cluster import Json, KubectlError, Namespace, eventually, gateway
 from prometheus import CHART, Prometheus, program, scraping
 from redisserver import free_port
 
@@ -97,10 +97,7 @@ def requests_per_second(folder: Path, interval: str) -> Iterator[None]:
         interval: of Prometheus, such as 5s.
 
     """
-    (node,) = EVERYWHERE.list("nodes", "node-role.kubernetes.io/control-plane")
-    gateway = "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}"
-    inspected = ["docker", "inspect", "--format", gateway, node["metadata"]["name"]]
-    host = subprocess.run(inspected, check=True, capture_output=True, text=True).stdout.strip()
+    host = gateway()
     with (
         beside_the_cluster(folder, interval) as prometheus,
         _adapter(folder, prometheus.address, host) as port,

@@ -115,6 +115,14 @@ class Namespace:
         return "\n".join(parts)
 
 
+def gateway() -> str:
+    """Address of this machine, as pods of the cluster reach it."""
+    (node,) = Namespace("default").list("nodes", "node-role.kubernetes.io/control-plane")
+    address = "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}"
+    inspected = ["docker", "inspect", "--format", address, node["metadata"]["name"]]
+    return subprocess.run(inspected, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def condition(job: Json | None, kind: str) -> Json:
     """The condition of that type, or an empty one."""
     conditions = (job or {}).get("status", {}).get("conditions", [])
