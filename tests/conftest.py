@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from clients import make_client
 from hypothesis import settings
 from redisserver import redis, redis_server
 from s3server import S3Server, s3_server
@@ -11,7 +12,7 @@ from s3server import S3Server, s3_server
 settings.register_profile("ratchet", deadline=None)
 settings.load_profile("ratchet")
 
-__all__ = ["redis", "redis_server", "s3"]
+__all__ = ["make_client", "redis", "redis_server", "s3"]
 
 
 @pytest.fixture(scope="session")
