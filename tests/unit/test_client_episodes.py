@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from clients import PATIENT, until
 from policyserver import RECURRENT, Broken, Kept, Pair, Running, policy, serving
 from ratchet_inference.decisions.rewards import Rewards, RewardSettings
 from redisserver import free_port
@@ -34,7 +35,6 @@ from ratchet.client import (
 from ratchet.client.websocket import Frames, frame
 
 OBSERVATION = [0.1, -0.2, 0.3, 0.4]
-PATIENT = 20.0
 MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -94,13 +94,6 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
 def running() -> Iterator[Running]:
     with serving(Pair(policy())) as running:
         yield running
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENT
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.001)
 
 
 def test_a_step_is_answered_like_a_request(make: Make, running: Running):
