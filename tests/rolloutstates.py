@@ -152,6 +152,10 @@ FELL = errors(9, 180).message
 PENDING = deployment()
 NO_POLICY = deployment("SourceUnknown", "cartpole has no checkpoint yet.")
 SERVES = deployment("Serving", "999999999999 serves everybody.", **SERVING, history=[PROMOTED_BEFORE])
+ASLEEP = deployment(
+    "ScaledToZero", "No server runs since 2026-01-31T12:00:00Z; the next request starts some.",
+    **{**SERVING, "stable": arm(OLD, 100, 0, 0)}, spec={"scaleToZeroAfter": "15m"},
+)  # fmt: skip
 SURGING = deployment(
     "Surging",
     "0 of 1 pods of aaaaaaaaaaaa are ready for 5%.",
@@ -214,6 +218,6 @@ FIRST = deployment(
     canary=arm(NEW, 0, 1, 2), source_digest=NEW, trial=trial("Surge", waiting_since=NOW),
 )  # fmt: skip
 LEGAL = [
-    PENDING, NO_POLICY, SERVES, SURGING, STAGE_2, PAUSED, AWAITING, FAILING, ROLLED_BACK, QUARANTINED, BAKING,
-    PROMOTED, AB_BETTER, SHADOWING, FIRST,
+    PENDING, NO_POLICY, SERVES, ASLEEP, SURGING, STAGE_2, PAUSED, AWAITING, FAILING, ROLLED_BACK, QUARANTINED,
+    BAKING, PROMOTED, AB_BETTER, SHADOWING, FIRST,
 ]  # fmt: skip

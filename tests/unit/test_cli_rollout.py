@@ -252,7 +252,9 @@ def test_a_watch_to_the_rollback_ends_with_1_and_the_reason():
 
 
 @pytest.mark.parametrize(
-    ("resource", "code"), [(states.SERVES, Exit.OK), (states.QUARANTINED, Exit.NO)], ids=["serves", "stuck"]
+    ("resource", "code"),
+    [(states.SERVES, Exit.OK), (states.ASLEEP, Exit.OK), (states.QUARANTINED, Exit.NO)],
+    ids=["serves", "sleeps", "stuck"],
 )
 def test_a_watch_of_what_has_ended_ends_at_once(resource: Resource, code: Exit):
     assert run(Recorded(resource, resource), *WATCH).exit_code == code
