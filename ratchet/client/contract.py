@@ -26,6 +26,8 @@ class Action(NamedTuple):
         fallback: None for the policy itself, `client` for the client's own safe action, else the server's
             word for the step of its chain that answered.
         id: of this decision, to send its reward with.
+        t: steps of the episode before this one that the server has seen, None without an episode. Of a
+            recurrent policy 0 in the midst of an episode says that its memory was lost.
 
     """
 
@@ -36,6 +38,7 @@ class Action(NamedTuple):
     arm: str
     fallback: str | None
     id: str
+    t: int | None = None
 
 
 # A safe action, or what makes one from an observation and its mask.
@@ -145,6 +148,7 @@ def read_action(answer: Answer, id_: str) -> Action:
             body["arm"],
             body["fallback"],
             body["id"],
+            body.get("t"),
         )
     except KeyError as error:
         raise BadAnswer(f"the answer lacks {error}") from error
@@ -164,6 +168,7 @@ def read_batch(answer: Answer, ids: Sequence[str]) -> list[Action]:
             body["arms"],
             body["fallbacks"],
             body["ids"],
+            body.get("ts") or [None] * len(ids),
         ]
         rows = [Action(*row) for row in zip(*columns, strict=True)]
     except (KeyError, TypeError, ValueError) as error:
@@ -190,6 +195,7 @@ def _check(action: Any, id_: str) -> None:
         and isinstance(action.digest, str)
         and isinstance(action.arm, str)
         and (action.fallback is None or isinstance(action.fallback, str))
+        and (action.t is None or isinstance(action.t, int))
     ):
         raise BadAnswer("the answer is of another type than an action")
 

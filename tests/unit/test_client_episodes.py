@@ -101,7 +101,7 @@ def test_a_step_is_answered_like_a_request(make: Make, running: Running):
     action = episode.act(np.float32(OBSERVATION), deterministic=True, seed=1)
 
     with Client(f"http://127.0.0.1:{running.port}", strict=True, timeout=PATIENT) as client:
-        assert action == client.act(OBSERVATION, deterministic=True)._replace(id=action.id)
+        assert action == client.act(OBSERVATION, deterministic=True)._replace(id=action.id, t=0)
     for allowed in range(3):
         assert episode.act(OBSERVATION, mask=[i == allowed for i in range(3)]).action == allowed
 
@@ -125,6 +125,17 @@ def test_its_memory_ends_with_it(make: Make):
         assert (running.stats()["sessions"], running.stats()["websockets"]) == (1, 1)
         episode.close()
         until(lambda: running.stats()["sessions"] == running.stats()["websockets"] == 0)
+
+
+def test_a_memory_that_died_with_its_server_shows_in_the_answer(make: Make):
+    with serving(Pair(policy(spec=RECURRENT))) as running:
+        port, episode = running.port, make(running)
+        steps = [episode.act(OBSERVATION).t for _ in range(3)]
+    with serving(Pair(policy(spec=RECURRENT)), port=port):
+        steps += [episode.act(OBSERVATION).t for _ in range(2)]
+        # Before the server ends, which would wait for it.
+        episode.close()
+    assert steps == [0, 1, 2, 0, 1]
 
 
 def test_a_wrong_step_is_refused_and_the_episode_goes_on(make: Make, running: Running):

@@ -57,6 +57,7 @@ TROUBLES: dict[str, tuple[Step, type[PolicyError]]] = {
     "text": (changed(action="left"), BadAnswer),
     "no number": (changed(logProbability="high"), BadAnswer),
     "no word": (changed(digest=7), BadAnswer),
+    "no step": (changed(t="first"), BadAnswer),
     "bad length": (Step(b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n"), BadAnswer),
     "endless head": (Step(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 70_000), BadAnswer),
     "bad chunk": (Step(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n"), BadAnswer),
