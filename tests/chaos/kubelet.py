@@ -74,6 +74,8 @@ class Kubelet:
 
     api: Api
     pods_run: bool = True
+    # Loopback has sixteen million addresses; the process ID keeps two test runs apart.
+    network: str = f"127.{64 + os.getpid() % 128}"
     says: dict[str, TrainerStatus] = field(default_factory=dict[str, TrainerStatus])
     """What the trainer of a job answers, by the job's UID; Starting where nothing is written here."""
     ran: Counter[tuple[str, str, str]] = field(default_factory=Counter[tuple[str, str, str]])
@@ -162,8 +164,7 @@ class Kubelet:
         labels = pod["metadata"]["labels"]
         component = labels.get(COMPONENT_LABEL, "")
         number = len(self._started)
-        # Loopback has sixteen million addresses; the process ID keeps two test runs apart.
-        address = f"127.{64 + os.getpid() % 128}.{number // 250}.{number % 250 + 1}"
+        address = f"{self.network}.{number // 250}.{number % 250 + 1}"
         if component in ("trainer", "server"):
             self._pods[address] = pod
             self._sites[address] = web.TCPSite(self._runner, address, PORT)

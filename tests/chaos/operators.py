@@ -24,6 +24,10 @@ QUICK = {
 """Where the tests' operator differs from the chart's: it looks again sooner, so that tests end sooner."""
 
 
+DOOR = "198.19.0.1"
+"""Where an operator would hold requests; nothing is there but in the test that is about it."""
+
+
 @dataclass
 class Chart:
     """The rendered chart, whose objects but for the Deployment live in the cluster."""
@@ -41,7 +45,12 @@ class Chart:
         pod = self.deployment["spec"]["template"]["spec"]
         given = {item["name"]: item["value"] for item in pod["containers"][0]["env"] if "value" in item}
         kubeconfig = self.cluster.service_account_kubeconfig(SYSTEM, pod["serviceAccountName"], server)
-        own = {"POD_NAMESPACE": SYSTEM, "POD_NAME": name, "KUBECONFIG": str(kubeconfig)}
+        own = {
+            "POD_NAMESPACE": SYSTEM,
+            "POD_NAME": name,
+            "POD_IP": DOOR,
+            "KUBECONFIG": str(kubeconfig),
+        }
         passed = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
         return {**passed, **given, **own, **QUICK}
 

@@ -1,6 +1,7 @@
 """Policy servers that pretend, as far as an operator can tell: what they say of themselves, and their route.
 
-No client asks them, so no guard has anything to judge by; a rollout that a person promotes needs none.
+Who asks them for an action gets the name of the pod, and no guard has anything to judge by; a rollout that a
+person promotes needs none.
 """
 
 import hmac
@@ -29,6 +30,7 @@ class PolicyServers:
     Attributes:
         owner: UID of the PolicyDeployment, which the token of an order must be made from.
         routes: by the pod's UID, what it was told last.
+        asked: by the pod's UID, when it was asked for an action last, or began.
         refused: how many routes came without the right token, or were older than the one in force.
 
     """
@@ -36,11 +38,18 @@ class PolicyServers:
     pod_behind: Callable[[web.Request], Json]
     owner: str = ""
     routes: dict[str, Route] = field(default_factory=dict[str, Route])
+    asked: dict[str, float] = field(default_factory=dict[str, float])
     refused: int = 0
 
     def register(self, app: web.Application) -> None:
         app.router.add_get("/v1/stats", self._stats)
         app.router.add_put("/v1/route", self._route)
+        app.router.add_post("/v1/act", self._act)
+
+    async def _act(self, request: web.Request) -> web.Response:
+        pod = self.pod_behind(request)
+        self.asked[pod["metadata"]["uid"]] = time.monotonic()
+        return web.json_response({"pod": pod["metadata"]["name"]})
 
     async def _stats(self, request: web.Request) -> web.Response:
         pod = self.pod_behind(request)
@@ -52,7 +61,7 @@ class PolicyServers:
         ]
         stats = ServerStats(
             incarnation=uid,
-            uptime_seconds=time.monotonic(),
+            uptime_seconds=time.monotonic() - self.asked.setdefault(uid, time.monotonic()),
             ready=True,
             draining=False,
             current=digest[::-1],

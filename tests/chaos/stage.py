@@ -37,8 +37,10 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(chart: Chart, logs: Path, *, pods_run: bool = True) -> AsyncIterator[Stage]:
-    """A stage on the cluster in which the chart is installed."""
+async def stage(
+    chart: Chart, logs: Path, *, pods_run: bool = True, network: str = Kubelet.network
+) -> AsyncIterator[Stage]:
+    """A stage on the cluster in which the chart is installed; pods have addresses of the network."""
     cluster = chart.cluster
     token = json.loads(cluster.admin_kubeconfig.read_text())["users"][0]["user"]["token"]
     async with aiohttp.ClientSession(
@@ -49,5 +51,5 @@ async def stage(chart: Chart, logs: Path, *, pods_run: bool = True) -> AsyncIter
     ) as session:
         api = Api(session)
         await api.request("DELETE", LEASE.path(SYSTEM, LEASE_NAME))  # nobody is left who would give it back
-        async with Kubelet(api, pods_run) as kubelet:
+        async with Kubelet(api, pods_run, network) as kubelet:
             yield Stage(chart, api, kubelet, logs)
