@@ -129,6 +129,12 @@ KUBERAY = GoProgram(
     "v1.5.1",
     module="github.com/ray-project/kuberay/ray-operator@v1.5.1",
 )
+ARGO_ROLLOUTS = GoProgram(
+    "argo-rollouts",
+    "v1.10.1",
+    module="github.com/argoproj/argo-rollouts@v1.10.1",
+    packages=("./cmd/rollouts-controller",),
+)
 PROMETHEUS = GoProgram(
     "prometheus",
     "v0.315.0",
@@ -156,7 +162,7 @@ NODE_PROGRAMS = (
 )
 TOOLS = {
     program: recipe
-    for recipe in (KIND, HELM, KWOK, KUBERAY, PROMETHEUS, PROMETHEUS_ADAPTER, VERSITYGW)
+    for recipe in (KIND, HELM, KWOK, KUBERAY, ARGO_ROLLOUTS, PROMETHEUS, PROMETHEUS_ADAPTER, VERSITYGW)
     for program in recipe.programs
 }
 
