@@ -1,4 +1,4 @@
-"""The players as a pod in the cluster, and what they have seen so far."""
+"""Those who ask, as a pod in the cluster, and what they have seen so far."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rollouts.deployment import LONGEST_EPISODE
 
 Json = dict[str, Any]
-SCRIPT = Path(__file__).with_name("players.py")
+PLAYERS = Path(__file__).with_name("players.py")
 LABEL = "app.kubernetes.io/name=players"
 
 
@@ -21,17 +21,21 @@ class RunsKubectl(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """Players of one PolicyDeployment.
+    """Players of one PolicyDeployment, or another program that asks a Service and counts.
 
     Args:
-        kubectl: in the namespace of the PolicyDeployment.
-        deployment: its name.
+        kubectl: in the namespace of the Service.
+        deployment: name of the PolicyDeployment, and of the Service.
+        program: what runs; prints a line of JSON each second.
+        flags: that it always gets.
 
     """
 
     kubectl: RunsKubectl
     deployment: str
     image: str = "ratchet-rollout:dev"
+    program: Path = PLAYERS
+    flags: tuple[str, ...] = (f"--steps={LONGEST_EPISODE}",)
 
     @property
     def pod(self) -> str:
@@ -39,13 +43,13 @@ class Audience:
         return f"{self.deployment}-players"
 
     def start(self, *flags: str) -> None:
-        """Starts them, with flags of `players.py`; those who are still there are replaced."""
+        """Starts them, with flags of the program; those who are still there are replaced."""
         self.stop()
         config = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {"name": self.pod},
-            "data": {SCRIPT.name: SCRIPT.read_text()},
+            "data": {self.program.name: self.program.read_text()},
         }
         for manifest in (config, self._manifest(*flags)):
             self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(manifest))
@@ -79,7 +83,7 @@ class Audience:
     def _manifest(self, *flags: str) -> Json:
         name, _, value = LABEL.partition("=")
         url = f"http://{self.deployment}:8080"
-        command = ["python", f"/players/{SCRIPT.name}", f"--url={url}", f"--steps={LONGEST_EPISODE}", *flags]
+        command = ["python", f"/players/{self.program.name}", f"--url={url}", *self.flags, *flags]
         return {
             "apiVersion": "v1",
             "kind": "Pod",

@@ -41,3 +41,10 @@ def reached(kubectl: str = "kubectl") -> Generator[Any]:
     finally:
         forward.terminate()
         forward.wait(timeout=10)
+
+
+def empty(client: Any, bucket: str, folder: str) -> None:
+    """Deletes all that is below a folder."""
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{folder}/"):
+        for entry in page.get("Contents", []):
+            client.delete_object(Bucket=bucket, Key=entry["Key"])
