@@ -81,18 +81,36 @@ def _build_image(image: str, settings: Settings, log: Path) -> None:
     docker.build_from_files(image, DOCKERFILE, files, log=log, arguments={"BASE": images.PYTHON.name()})
 
 
+def _options(image: str) -> tuple[str, ...]:
+    """What the chart is told beside its own values: kind has no load balancers, and little room."""
+    proxy = "config.envoyGateway.envoyProxy.provider"
+    return (
+        f"global.images.envoyProxy.image={image}",
+        "topologyInjector.enabled=false",
+        f"{proxy}.type=Kubernetes",
+        f"{proxy}.kubernetes.envoyService.type=ClusterIP",
+        f"{proxy}.kubernetes.envoyDeployment.container.resources.requests.cpu=50m",
+        f"{proxy}.kubernetes.envoyDeployment.container.resources.requests.memory=64Mi",
+    )
+
+
 def _runs(image: str, settings: Settings) -> bool:
-    """Whether the control plane of this image is up."""
-    asked = "{.spec.template.spec.containers[0].image} {.status.readyReplicas}"
+    """Whether the control plane of this image and these options is up."""
+    asked = r"{.spec.template.metadata.annotations.ratchet\.dev/options} {.status.readyReplicas}"
     where = ["--kubeconfig", settings.kubeconfig, "--namespace", NAMESPACE]
     kubectl = tools.find("kubectl", settings)
     words = ["get", "deployment", "envoy-gateway", "-o", f"jsonpath={asked}"]
-    return kubectl is not None and answer([kubectl, *where, *words]) == f"{image} 1"
+    wanted = f"{content_hash(*_options(image))} 1"
+    return kubectl is not None and answer([kubectl, *where, *words]) == wanted
 
 
 def _install(image: str, settings: Settings, log: Path) -> None:
-    """By the module's own chart, whose values are a template that a release would have filled in."""
+    """By the module's own chart, whose values are a template that a release would have filled in.
+
+    The mark is the pod's, so that other options are another pod.
+    """
     source = gomods.module_folder(CONTROL_PLANE.module) / "charts" / "gateway-helm"
+    mark = rf"deployment.pod.annotations.ratchet\.dev/options={content_hash(*_options(image))}"
     with tempfile.TemporaryDirectory(prefix="ratchet-gateway-") as folder:
         chart = Path(folder) / "chart"
         # Files of the module cache are read-only.
@@ -102,12 +120,11 @@ def _install(image: str, settings: Settings, log: Path) -> None:
         values = (chart / "values.tmpl.yaml").read_text()
         values = values.replace("${GatewayImage}", image).replace("${GatewayImagePullPolicy}", "IfNotPresent")
         (chart / "values.yaml").write_text(values)
-        own = f"global.images.envoyProxy.image={image},topologyInjector.enabled=false"
         run(
             [
                 tools.path("helm", settings), "upgrade", "--install", "envoy-gateway", chart,
                 "--kubeconfig", settings.kubeconfig, "--namespace", NAMESPACE, "--create-namespace",
-                "--set", own, "--wait", "--timeout", "3m",
+                "--set", ",".join(_options(image)), "--set-string", mark, "--wait", "--timeout", "3m",
             ],
             log=log,
         )  # fmt: skip
