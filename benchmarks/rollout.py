@@ -1,34 +1,59 @@
-"""How fast a bad policy is gone, what users saw of it, and how fast servers follow the load, on the cluster.
+"""How fast a bad policy is gone and what users saw of it, beside Argo Rollouts, on the cluster.
 
-Usage: python benchmarks/rollout.py [--only NAME …] [--rate N]
+Usage: python benchmarks/rollout.py [--quick] [--only PART …] [--repeats N] [--healthy N] [--rate N]
 
-Each case offers a policy to a PolicyDeployment under open-loop load, half of which the canary gets at once:
-what is timed is the judgement, and not the way through the stages. Times are the players' own, from the first
-answer that was bad, or came from elsewhere because the canary's was, to the last one on the canary's arm.
+In each part a new policy gets half of the requests at once: what is timed is the judgement, and not the way
+through the stages.
+
+- `side by side`: the canary answers every request with 500; 50 requests a second, each on a connection of its
+  own and never asked twice. The time is from the first request that reached the canary to the last, by the
+  canary's own log; *failed* are those that the client got no answer to. Ratchet judges by its default guards;
+  Argo by a Prometheus that scrapes each second, at several intervals, with the surge that it has by default,
+  and with one that lets the canary go at once.
+- `healthy`: both arms answer one request in 200 with 500, the limit is one in a hundred, 20 requests a second
+  for two minutes. How many are taken out all the same. All run at once; a canary of Argo is judged by three
+  AnalysisRuns, each of which would have aborted it by itself.
+- each way to be bad, for Ratchet alone, under players of CartPole: from the first answer that was bad, or
+  came from elsewhere because the canary's was, to the last one on the canary's arm.
+- `autoscale`: how fast servers follow the load.
 """
 
 import argparse
 import json
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hack"))
 
-from rollouts import bucket, cartpoles, deployment
+from argo_rollouts import installed
+from rollout_contestants import IMAGE, Argo, Contestant, Overheard, Ratchet, Release, analysis, library
+from rollouts import askers, bucket, cartpoles, deployment
 from rollouts.audience import Audience
 from rollouts.cartpoles import Stored
 from rollouts.cluster import Kubectl, eventually, signal_container
+from rollouts.objects import Objects
 
 from ratchet.api.v1alpha1.training import S3
 from ratchet.policies.artifact import Artifact
 
 Json = dict[str, Any]
 NAMESPACE, NAME = "rollout-benchmark", "cartpole"
+ASKERS = Path(askers.__file__)
+SIDE_BY_SIDE, HEALTHY, AUTOSCALE = "side by side", "healthy", "autoscale"
+ALWAYS, RARELY = "fails-always", "fails-rarely"
+INTERVALS = ((5, 10), (10, 30), (10, 60))
+HEALTHY_SECONDS = 120
+AT_ONCE = 4
 kubectl = Kubectl(NAMESPACE)
+objects = Objects(kubectl)
 STRATEGY: Json = {
     "type": "Canary",
     "canary": {"steps": [{"weight": 50, "minDuration": "30s"}]},
@@ -63,14 +88,173 @@ CASES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Policies in the bucket of the local cluster."""
+
+    client: Any
+    seeds: Iterator[int]
+
+    def keep(self, name: str, policy: Artifact) -> Stored:
+        """A policy under a name."""
+        return cartpoles.store(
+            self.client, S3(bucket=deployment.BUCKET, prefix=NAMESPACE), name.replace(" ", "-"), policy
+        )
+
+    def another(self, fault: str = "") -> Release:
+        """A release that nobody has seen before, of a good policy."""
+        seed = next(self.seeds)
+        return Release(self.keep(f"good-{seed}", cartpoles.balancing(seed=seed)), fault)
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What became of one canary that answers nothing but 500.
+
+    Attributes:
+        seconds: from the first request that reached it to the last one.
+        requests: that reached it.
+        failed: of the users.
+
+    """
+
+    seconds: float
+    requests: int
+    failed: int
+
+
+def hears(audience: Audience) -> None:
+    """Waits until somebody was answered."""
+    eventually("they are answered", lambda: (r := audience.report()) and r["valid"])
+
+
+def tried(one: Contestant, good: Release, bad: Release) -> Met:
+    """One canary that answers nothing but 500."""
+    one.serve(good)
+    audience = Audience(kubectl, one.name, program=ASKERS, flags=())
+    audience.start("--rate=50")
+    hears(audience)
+    with Overheard(kubectl) as said:
+
+        def ended() -> bool:
+            said.listen(one.canaries(bad))
+            return one.ended(bad)
+
+        one.offer(bad)
+        eventually(f"{one.title}: it is taken out", ended)
+        eventually(f"{one.title}: its servers are gone", lambda: not one.canaries(bad))
+        requests, first, last = said.asked()
+    report = audience.end(eventually)
+    audience.stop()
+    return Met(last - first, requests, report["failed"])
+
+
+def side_by_side(store: Store, prometheus: str, repeats: int, quick: bool) -> None:
+    """Prints what users saw of it under each contestant."""
+    ratchet = Ratchet(objects)
+    rivals = [
+        Argo(objects, prometheus, "argo-1s", interval=1, window=5),
+        Argo(objects, prometheus, "argo-1s-at-once", interval=1, window=5, unavailable="50%"),
+        Argo(objects, prometheus, "argo-5s-at-once", interval=5, window=10, unavailable="50%"),
+        Argo(objects, prometheus, "argo-10s-at-once", interval=10, window=30, unavailable="50%"),
+    ]
+    contestants: list[Contestant] = [ratchet, *(rivals[1:2] if quick else rivals)]
+    objects.apply(library(ALWAYS, 1.0))
+    good = store.another()
+    met: dict[str, list[Met]] = {one.name: [] for one in contestants}
+    for _ in range(repeats):
+        for one in contestants:
+            met[one.name].append(tried(one, good, store.another(ALWAYS)))
+            print(f"<!-- {one.title}: {met[one.name][-1]} -->", flush=True)
+    print(
+        f"\nThe canary answers 500 always; 50 requests/s, half of them the canary's; {repeats} times each\n"
+    )
+    print("| | seconds, first request to last | ratio | requests that reached it | failed for users |")
+    print("| --- | --- | --- | --- | --- |")
+    ours = statistics.median(one.seconds for one in met[ratchet.name])
+    for one in contestants:
+        took = [each.seconds for each in met[one.name]]
+        print(
+            f"| {one.title} | {spread(took, '.2f')} | {statistics.median(took) / ours:.1f} | "
+            f"{spread([each.requests for each in met[one.name]])} | "
+            f"{spread([each.failed for each in met[one.name]])} |",
+            flush=True,
+        )
+
+
+def spread(values: Sequence[float], form: str = "g") -> str:
+    """Median and range."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def healthy(store: Store, prometheus: str, runs: int) -> None:
+    """Prints how often a canary is taken out that fails no more often than what serves."""
+    objects.apply(library(RARELY, 0.005))
+    wrong = dict.fromkeys(["Ratchet", *(f"Argo, each {i} s over {w} s" for i, w in INTERVALS)], 0)
+    for first in range(0, runs, AT_ONCE):
+        numbers = range(first, min(first + AT_ONCE, runs))
+        ours = [Ratchet(objects, f"ratchet-{n}", HEALTHY_SECONDS, replicas=1) for n in numbers]
+        theirs = [Argo(objects, prometheus, f"argo-{n}", replicas=2, watched=False) for n in numbers]
+        both: list[Contestant] = [*ours, *theirs]
+        pairs = [(one, store.another(RARELY), store.another(RARELY)) for one in both]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda pair: begun(*pair), pairs))
+        runs_of = {(one.name, at): judged(one, prometheus, *at) for one in theirs for at in INTERVALS}
+        end = time.monotonic() + HEALTHY_SECONDS
+        for (_, (interval, window)), name in runs_of.items():
+            phase = eventually("an analysis ends", lambda name=name: verdict_of(name), 2 * HEALTHY_SECONDS)
+            wrong[f"Argo, each {interval} s over {window} s"] += phase != "Successful"
+        eventually("the time is over", lambda end=end: time.monotonic() >= end, 2 * HEALTHY_SECONDS)
+        for one, _, canary in pairs[: len(ours)]:
+            if one.ended(canary):
+                wrong["Ratchet"] += 1
+                print(f"<!-- {one.name}: {ours[0].why(canary)} -->")
+        for one, *_ in pairs:
+            Audience(kubectl, one.name).stop()
+            kind = "policydeployment" if isinstance(one, Ratchet) else "rollouts.argoproj.io"
+            kubectl("delete", kind, one.name, "--wait=false")
+    print(f"\nBoth arms fail in 0.5%, 20 requests/s for {HEALTHY_SECONDS} s: taken out, of {runs}\n")
+    print("\n".join(["| | taken out |", "| --- | --- |", *(f"| {who} | {n} |" for who, n in wrong.items())]))
+
+
+def begun(one: Contestant, good: Release, canary: Release) -> None:
+    """Both arms have traffic."""
+    one.serve(good)
+    audience = Audience(kubectl, one.name, program=ASKERS, flags=())
+    audience.start("--rate=20")
+    hears(audience)
+    one.offer(canary)
+    eventually("the canary is ready", lambda: [pod for pod in one.canaries(canary) if is_ready(pod)])
+
+
+def is_ready(pod: Json) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def judged(one: Argo, prometheus: str, interval: int, window: int) -> str:
+    """The name of an AnalysisRun that looks at a canary for as long as all do."""
+    run = analysis(one.name, prometheus, interval, window)
+    run["kind"], run["metadata"]["name"] = "AnalysisRun", f"{one.name}-{interval}-{window}"
+    run["spec"]["metrics"][0]["count"] = HEALTHY_SECONDS // interval
+    objects.apply(run)
+    return run["metadata"]["name"]
+
+
+def verdict_of(run: str) -> str:
+    found = objects.find("analysisruns.argoproj.io", run) or {}
+    phase = found.get("status", {}).get("phase", "")
+    return phase if phase in ("Successful", "Failed", "Error", "Inconclusive") else ""
+
+
 def get() -> Json:
     """The PolicyDeployment."""
-    return json.loads(kubectl("get", "policydeployment", NAME, "-o", "json"))
+    return objects.find("policydeployment", NAME) or {}
 
 
 def patch(spec: Json) -> None:
     """Changes its spec."""
-    kubectl("patch", "policydeployment", NAME, "--type=merge", "-p", json.dumps({"spec": spec}))
+    objects.patch("policydeployment", NAME, {"spec": spec})
 
 
 def settled(digest: str) -> None:
@@ -81,15 +265,9 @@ def settled(digest: str) -> None:
     )
 
 
-def apply(manifest: Json) -> None:
-    """Creates or changes an object."""
-    kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(manifest))
-
-
 def strike(policy: Stored, signal: str) -> None:
     """Sends a signal to each server of a policy."""
-    servers = f"ratchet.dev/policy-deployment={NAME}"
-    for pod in json.loads(kubectl("get", "pods", "-l", servers, "-o", "json"))["items"]:
+    for pod in objects.list("pods", f"ratchet.dev/policy-deployment={NAME}"):
         if f"--digest={policy.digest}" in pod["spec"]["containers"][0]["args"]:
             signal_container(pod, signal)
 
@@ -100,7 +278,7 @@ def measure(case: Case, bad: Stored, good: Stored, audience: Audience, rate: flo
     patch({"guards": {**guards, "nan": {"enabled": True}, **case.guards}, "source": deployment.source(good)})
     settled(good.digest)
     audience.start(f"--rate={rate:g}", "--players=8")
-    eventually("the players are answered", lambda: (r := audience.report()) and r["valid"])
+    hears(audience)
     patch({"source": deployment.source(bad)})
     eventually("it has traffic", lambda: (r := audience.report()) and r["canary"]["answers"] > 20)
     if case.signal:
@@ -123,59 +301,76 @@ def measure(case: Case, bad: Stored, good: Stored, audience: Audience, rate: flo
     }
 
 
-def autoscale(audience: Audience, good: Stored) -> float:
-    """Seconds from ten times the load to the first further server that is ready."""
-    patch(
-        {
-            "source": deployment.source(good),
-            "replicas": 1,
-            "autoscaling": {"maxReplicas": 4, "cpuPercent": 50},
-        }
-    )
+def ways_to_be_bad(store: Store, names: Sequence[str], rate: float) -> None:
+    """Prints what players met of each."""
+    good = store.keep("good", cartpoles.balancing())
+    objects.apply(deployment.manifest(NAME, deployment.source(good), strategy=STRATEGY))
+    settled(good.digest)
+    audience = Audience(kubectl, NAME)
+    print(f"\n{rate:g} requests/s, half of the episodes to the policy on trial\n")
+    print("| policy | seconds, first bad answer to last | not by itself | requests | failed | moved |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name in names:
+        met = measure(CASES[name], store.keep(name, CASES[name].make()), good, audience, rate)
+        print(
+            f"| {name} | {met['seconds']:.2f} | {met['instead']} of {met['answers']} | "
+            f"{met['requests']} | {met['failed']} | {met['changed']} |\n<!-- {met['why']} -->",
+            flush=True,
+        )
+
+
+def autoscale(store: Store) -> None:
+    """Prints the seconds from ten times the load to the first further server that is ready."""
+    good = store.keep("good", cartpoles.balancing())
+    limits = {"replicas": 1, "autoscaling": {"maxReplicas": 4, "cpuPercent": 50}}
+    objects.apply(deployment.manifest(NAME, deployment.source(good), strategy=STRATEGY, **limits))
     settled(good.digest)
     eventually("one server is left", lambda: deployment.status(get())["stable"].get("ready") == 1)
+    audience = Audience(kubectl, NAME)
     audience.start("--rate=400", "--players=16")
-    eventually("the players are answered", lambda: (r := audience.report()) and r["valid"])
+    hears(audience)
     begun = time.monotonic()
     eventually("a second server is ready", lambda: deployment.status(get())["stable"].get("ready", 0) > 1)
     seconds = time.monotonic() - begun
     audience.stop()
-    return seconds
+    print(f"\nFrom 400 requests/s on one server to a second one that is ready: {seconds:.1f} s")
 
 
 def main() -> None:
-    """Prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", default=[*CASES, "autoscale"])
-    parser.add_argument("--rate", type=float, default=200)
+    """Prints tables; leaves nothing behind."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = [SIDE_BY_SIDE, HEALTHY, *CASES, AUTOSCALE]
+    parser.add_argument("--quick", action="store_true", help="each once, Argo at its fastest, none healthy")
+    parser.add_argument("--only", nargs="*", choices=parts, metavar="PART", default=parts)
+    parser.add_argument("--repeats", type=int, help="of each contestant side by side (5, or 1 if quick)")
+    parser.add_argument("--healthy", type=int, default=4, help="healthy canaries of each contestant")
+    parser.add_argument("--rate", type=float, default=200, help="of the players, requests a second")
     arguments = parser.parse_args()
-    secret = json.loads(Kubectl("ratchet-s3")("get", "secret", "s3-credentials", "-o", "json"))
-    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    metadata = {"name": "s3-credentials"}
-    apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": secret["data"]})
-    audience = Audience(kubectl, NAME)
-    with bucket.reached() as client:
-        place = S3(bucket=deployment.BUCKET, prefix=NAMESPACE)
-        good = cartpoles.store(client, place, "good", cartpoles.balancing())
-        kubectl("delete", "policydeployment", NAME, "--ignore-not-found", "--wait")
-        apply(deployment.manifest(NAME, deployment.source(good), strategy=STRATEGY))
-        settled(good.digest)
-        print(f"{arguments.rate:g} requests/s, half of the episodes to the policy on trial\n")
-        print("| policy | seconds, first bad answer to last | not by itself | requests | failed | moved |")
-        print("| --- | --- | --- | --- | --- | --- |")
-        for name, case in CASES.items():
-            if name in arguments.only:
-                bad = cartpoles.store(client, place, name.replace(" ", "-"), case.make())
-                met = measure(case, bad, good, audience, arguments.rate)
-                print(
-                    f"| {name} | {met['seconds']:.2f} | {met['instead']} of {met['answers']} | "
-                    f"{met['requests']} | {met['failed']} | {met['changed']} |\n<!-- {met['why']} -->",
-                    flush=True,
-                )
-        if "autoscale" in arguments.only:
-            seconds = autoscale(audience, good)
-            print(f"\nFrom 400 requests/s on one server to a second one that is ready: {seconds:.1f} s")
-    kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    only: list[str] = arguments.only
+    with ExitStack() as stack:
+        cluster = Kubectl()
+        remove = ("delete", "namespace", NAMESPACE, "--ignore-not-found")
+        cluster(*remove, "--wait")
+        objects.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        stack.callback(cluster, *remove, "--wait=false")
+        secret = json.loads(Kubectl(bucket.NAMESPACE)("get", "secret", "s3-credentials", "-o", "json"))
+        objects.apply({**secret, "metadata": {"name": "s3-credentials"}})
+        client = stack.enter_context(bucket.reached())
+        stack.callback(bucket.empty, client, deployment.BUCKET, NAMESPACE)
+        store = Store(client, count(100))
+        if {SIDE_BY_SIDE, HEALTHY} & {*only}:
+            prometheus = stack.enter_context(installed(NAMESPACE, IMAGE))
+            if SIDE_BY_SIDE in only:
+                repeats = arguments.repeats or (1 if arguments.quick else 5)
+                side_by_side(store, prometheus, repeats, arguments.quick)
+            if HEALTHY in only and not arguments.quick:
+                healthy(store, prometheus, arguments.healthy)
+        if names := [name for name in CASES if name in only]:
+            ways_to_be_bad(store, names, arguments.rate)
+        if AUTOSCALE in only:
+            autoscale(store)
 
 
 if __name__ == "__main__":
