@@ -18,6 +18,11 @@ def rules(world: GatewayWorld) -> list[Json]:
     return spec_of(world.route)["rules"]
 
 
+def trial_of(world: GatewayWorld) -> str:
+    """The arm that has a share of the route."""
+    return next(name for name in world.weights if name != NAME).removeprefix(f"{NAME}-")
+
+
 def test_the_route_has_the_share_of_each_stage_and_in_the_end_what_the_user_wrote() -> None:
     world = GatewayWorld()
     world.settle()
@@ -33,6 +38,22 @@ def test_the_route_has_the_share_of_each_stage_and_in_the_end_what_the_user_wrot
     assert list(dict.fromkeys(seen)) == [20, 50, 100]
     assert rules(world) == RULES
     assert world.failed == 0
+
+
+def test_both_arms_have_one_rule_for_episodes_and_the_way_to_each_other() -> None:
+    world = GatewayWorld()
+    world.settle()
+
+    world.edit(source=source("better"))
+    while len(world.weights) == 1:
+        world.second()
+
+    stable, trial = world.routes()[str(world.selected())], world.routes()[trial_of(world)]
+    assert (stable.gateway, trial.gateway) == ("Stable", "Canary")
+    assert (stable.weight, stable.salt) == (trial.weight, trial.salt) == (0.2, stable.salt)
+    assert (stable.digest, trial.digest) == ("better", "good")
+    assert stable.canary == f"http://{NAME}-{trial_of(world)}:8080"
+    assert trial.canary == f"http://{NAME}-{world.selected()}:8080"
 
 
 def test_a_worse_policy_leaves_the_route_and_then_goes() -> None:
