@@ -113,7 +113,8 @@ def serving(home: Path, image: str | None) -> Generator[Server]:
     port = free_port()
     settings = ["--admin-token-file", "--policy", "--max-sessions", str(SESSIONS)]
     settings += ["--max-delay-ms", str(DELAY_MS), "--drain-delay-seconds", "0"]
-    settings += ["--reward-seconds", str(REWARD_SECONDS)]
+    # The client counts a connection that ends as lost.
+    settings += ["--reward-seconds", str(REWARD_SECONDS), "--connection-seconds", "86400"]
     first = act({"observation": [0, 0, 0, 0]})
     if image is None:
         program = str(Path(sys.executable).with_name("ratchet-inference"))

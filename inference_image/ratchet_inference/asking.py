@@ -123,8 +123,6 @@ class Question:
     def came(self, headers: Mapping[bytes, bytes]) -> None:
         """Notes who sent it: a client, another policy server, or a route that split before."""
         arm = headers.get(b"ratchet-arm")
-        if arm is None and b"ratchet-hop" not in headers:
-            return
         self.hop = b"ratchet-hop" in headers or arm == b"shadow"
         if arm == b"shadow":
             self.given = SHADOW
@@ -134,11 +132,11 @@ class Question:
             self.given = CANARY
 
     def draw_by(self, body: bytes) -> None:
-        """Lets a request with an id decide its own randomness, where it has no seed.
+        """Lets a request, which has an id, decide its own randomness where it has no seed.
 
         Asked again because its answer was lost, it then gets the same action from any server of the policy.
         """
-        if self.ids and self.seeds is None:
+        if self.seeds is None:
             first = crc32(body)
             self.seeds = list(range(first, first + len(self.observations)))
 
@@ -231,7 +229,8 @@ def parse(body: bytes, most: int) -> Question:
 
     """
     question = from_json(read_json(body), most)
-    question.draw_by(body)
+    if question.ids:
+        question.draw_by(body)
     return question
 
 

@@ -97,7 +97,11 @@ class Answering:
 
     def name(self, question: Question) -> None:
         """Gives each decision an id that no other has."""
-        question.ids = [f"{self._prefix}{next(self._number):x}" for _ in question.observations]
+        prefix, number = self._prefix, self._number
+        if question.single:
+            question.ids = [f"{prefix}{next(number):x}"]
+        else:
+            question.ids = [f"{prefix}{next(number):x}" for _ in question.observations]
 
     def fitting(self, policy: Policy) -> Fitting:
         """The spaces of a policy."""

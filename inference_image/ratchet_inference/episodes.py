@@ -81,7 +81,8 @@ class Episodes:
 
                 try:
                     question = _question(message, name)
-                    question.draw_by(message)
+                    if question.ids:
+                        question.draw_by(message)
                     question.came(exchange.headers)
                     question.policies = question.policies or policy
                     question.received = time.perf_counter()

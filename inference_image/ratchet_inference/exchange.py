@@ -47,7 +47,7 @@ class Carrier(Protocol):
         ...
 
     def part(self) -> None:
-        """Ends after the answers that are due, if it is old."""
+        """Ends after the answers that are due."""
         ...
 
     def hand_over(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:
@@ -56,9 +56,27 @@ class Carrier(Protocol):
 
 
 class Exchange:
-    """One request, and the place where its answer goes. Answers may come in any order."""
+    """One request, and the place where its answer goes. Answers may come in any order.
 
-    __slots__ = ("_connection", "answer", "body", "headers", "last", "method", "path", "query", "received")
+    Attributes:
+        received: of perf_counter.
+        aged: its connection is old, and may end between two requests.
+        last: it ends after this one.
+
+    """
+
+    __slots__ = (
+        "_connection",
+        "aged",
+        "answer",
+        "body",
+        "headers",
+        "last",
+        "method",
+        "path",
+        "query",
+        "received",
+    )
 
     def __init__(self, connection: Carrier, method: bytes, path: bytes, query: bytes) -> None:
         self._connection = connection
@@ -69,7 +87,7 @@ class Exchange:
         self.body = b""
         self.received = 0.0
         self.answer: bytes | None = None
-        self.last = False
+        self.aged = self.last = False
 
     def respond(self, status: int, body: bytes, kind: bytes = JSON, headers: bytes = b"") -> None:
         """Answers; `headers` are whole lines."""
@@ -97,7 +115,7 @@ class Exchange:
             self.refuse(outcome)
 
     def part(self) -> None:
-        """Lets the connection end with this answer, if it is old."""
+        """Lets the connection end with this answer."""
         self._connection.part()
 
     def upgrade(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:

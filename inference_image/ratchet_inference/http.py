@@ -102,7 +102,8 @@ class Connection(asyncio.Protocol):
         self._upgraded: Upgraded | None = None
         self._discarding = False
         self._paused = False
-        self._since = listener.loop.time()
+        self._time = listener.loop.time
+        self._since = self._time()
         self._reading = False  # within a request
         self._in_head = False
         self._offered = False  # another protocol than is spoken here
@@ -118,13 +119,13 @@ class Connection(asyncio.Protocol):
         """A client is there."""
         self._transport = cast("asyncio.Transport", transport)
         listener = self.listener
-        self._begun = listener.loop.time()
         listener.connections.add(self)
         # A ping has a quarter of the time to be answered.
         self._pause = min(self._limits.request_seconds, self._limits.idle_seconds / 4)
-        # Those that came together are not looked at together: 10,000 would take 18 ms.
-        first = self._pause * random.uniform(0.5, 1.0)
-        self._timer = listener.loop.call_later(first, self._look)
+        # Those that came together are not looked at together (10,000 would take 18 ms), nor end together.
+        spread = random.uniform(0.5, 1.0)
+        self._timer = listener.loop.call_later(spread * self._pause, self._look)
+        self._old = self._since + spread * self._limits.connection_seconds
         if len(listener.connections) > self._limits.connections:
             self._refuse(
                 Problem(503, "too-many-connections", "too many connections: close some, or try later")
@@ -145,7 +146,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parses; every complete request is handed on at once."""
         if self._upgraded:
-            self._since = self.listener.loop.time()
+            self._since = self._time()
             self._upgraded.data_received(data)
             return
         # A header or trailer that never ends reaches no callback, so its bytes are counted here.
@@ -189,7 +190,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not take its answers: take no more requests from it."""
         self._paused = True
-        self._since = self.listener.loop.time()
+        self._since = self._time()
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -204,7 +205,7 @@ class Connection(asyncio.Protocol):
         """The first byte of a request."""
         self._reading = self._in_head = True
         self._progress += 1
-        self._since = self.listener.loop.time()
+        self._since = self._time()
         self._head = self._fed = 0
         self._url = b""
         self._headers = {}
@@ -259,7 +260,7 @@ class Connection(asyncio.Protocol):
         if self._offered:
             return
         self._reading = False
-        self._since = self.listener.loop.time()
+        self._since = self._time()
         path, _, query = self._url.partition(b"?")
         exchange = Exchange(self, self._method, path, query)
         exchange.headers = self._headers
@@ -267,6 +268,7 @@ class Connection(asyncio.Protocol):
             exchange.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             self._body = []
         exchange.received = time.perf_counter()
+        exchange.aged = self._since >= self._old
         exchange.last = self.listener.draining or not self._parser.should_keep_alive()
         self._open.append(exchange)
         # What comes after the last request is not answered, so it must not be done either.
@@ -296,8 +298,8 @@ class Connection(asyncio.Protocol):
         self.listener.refusals[problem.code] += 1
 
     def part(self) -> None:
-        """Ends after the answers that are due, if it is old."""
-        if self._open and self.listener.loop.time() - self._begun >= self._limits.connection_seconds:
+        """Ends after the answers that are due."""
+        if self._open:
             self._open[-1].last = self._discarding = True
 
     def hand_over(self, answer: bytes, build: Callable[[asyncio.Transport], Upgraded]) -> None:
@@ -361,7 +363,7 @@ class Connection(asyncio.Protocol):
         """Closes so that the last answer arrives: a socket with unread bytes would reset it."""
         self._open.clear()
         self._discarding = True
-        self._since = self.listener.loop.time()
+        self._since = self._time()
         if self._reading and self._transport.can_write_eof():
             self._transport.write_eof()
         else:
@@ -370,7 +372,7 @@ class Connection(asyncio.Protocol):
     def _look(self) -> None:
         """Now and then, closes what is idle, slow, or deaf."""
         limits = self._limits
-        waited = self.listener.loop.time() - self._since
+        waited = self._time() - self._since
         if self._paused or self._discarding:
             if waited > limits.request_seconds:
                 self.abort()

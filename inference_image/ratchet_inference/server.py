@@ -146,9 +146,11 @@ class PolicyServer:
     def _act(self, exchange: Exchange) -> None:
         question = parse(exchange.body, self.settings.max_observations)
         question.received = exchange.received
-        question.came(exchange.headers)
-        if question.hop:
-            self._refuse_other_spaces(exchange.headers.get(b"ratchet-spaces"))
+        headers = exchange.headers
+        if b"ratchet-arm" in headers or b"ratchet-hop" in headers:
+            question.came(headers)
+            if question.hop:
+                self._refuse_other_spaces(headers.get(b"ratchet-spaces"))
 
         first = exchange.reply
         if question.ids and self._retried:
@@ -160,7 +162,7 @@ class PolicyServer:
             first(question.problem or question.answer())
 
         question.done = done
-        if question.hop or not question.episodes:
+        if exchange.aged and (question.hop or not question.episodes):
             self._part(exchange)
         try:
             self.dispatch.ask(question)
@@ -187,7 +189,7 @@ class PolicyServer:
         Where the policy has a memory, the connection's other episodes would lose theirs.
         """
         current = self.residents.current
-        if current is None or not current.recurrent_size:
+        if exchange.aged and (current is None or not current.recurrent_size):
             exchange.part()
 
     def _refused(self, problem: Problem) -> None:
