@@ -18,6 +18,7 @@ from ratchet_operator.kinds import (
     POD,
     TRAINING_JOB,
     Json,
+    Key,
     controller_of,
     is_deleting,
     label_value,
@@ -67,7 +68,7 @@ class TrainerWatch:
     async def run(self) -> None:
         """Ask for ever."""
         async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
-            pods: dict[str, tuple[Json, str]] = {}
+            pods: dict[str, tuple[Key, str]] = {}
             seen = -1
             while True:
                 if seen != self._cache[POD].changes:
@@ -86,16 +87,16 @@ class TrainerWatch:
         """Every round; more and more rarely where nobody has answered for long."""
         return self._round % 2 ** min(4, max(0, self._misses.get(uid, 0) - MISSES_FORGIVEN)) == 0
 
-    async def _trainers(self) -> dict[str, tuple[Json, str]]:
+    async def _trainers(self) -> dict[str, tuple[Key, str]]:
         """Job by UID, and the address of its trainer."""
-        found: dict[str, tuple[Json, str]] = {}
+        found: dict[str, tuple[Key, str]] = {}
         for number, job in enumerate(self._cache[TRAINING_JOB]):
             if number % 50 == 0:
                 await asyncio.sleep(0)  # a thousand of them must not keep an edit waiting
             for pod in self._pods(job):
                 address = status_of(pod).get("podIP")
                 if address and is_ready(pod) and not is_deleting(pod):
-                    found[job["metadata"]["uid"]] = (job, address)
+                    found[uid_of(job)] = Key(TRAINING_JOB.kind, namespace_of(job), name_of(job)), address
         return found
 
     def _pods(self, job: Json) -> list[Json]:
@@ -103,7 +104,7 @@ class TrainerWatch:
         own = {COMPONENT_LABEL: CONTAINER, JOB_UID_LABEL: uid_of(job)}
         return [pod for pod in pods if own.items() <= labels_of(pod).items() and controller_of(pod)]
 
-    async def _ask(self, session: aiohttp.ClientSession, uid: str, job: Json, address: str) -> None:
+    async def _ask(self, session: aiohttp.ClientSession, uid: str, job: Key, address: str) -> None:
         async with self._at_once:
             body = await get(session, f"{url_of(address, PORT)}/status", LONGEST_ANSWER)
         answer = _parse(body, uid) if body is not None else None
@@ -113,12 +114,12 @@ class TrainerWatch:
             POLLS_FAILED.labels("trainer").inc()
             if before is not None and self._misses[uid] > MISSES_FORGIVEN:
                 del self._answers[uid]
-                self._changed(namespace_of(job), job["metadata"]["name"])
+                self._changed(job.namespace, job.name)
             return
         self._misses.pop(uid, None)
         self._answers[uid] = answer
         if before is None or not _same(before, answer):
-            self._changed(namespace_of(job), job["metadata"]["name"])
+            self._changed(job.namespace, job.name)
 
 
 def _parse(body: bytes, uid: str) -> TrainerStatus | None:

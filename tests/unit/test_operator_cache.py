@@ -1,6 +1,7 @@
 """Caches and feed: nothing older replaces newer, nothing deleted lingers, and the right keys are told."""
 
 import asyncio
+import tracemalloc
 
 import pytest
 from ratchet_operator.cache import Cache, Packed, Store
@@ -315,3 +316,15 @@ def test_the_pools_of_a_job_learn_what_we_wrote_into_its_ledger():
     into.wrote(CONFIG_MAP, obj("job-config", "c", 3, owner=("RLTrainingJob", "job"), ended="yes"))
 
     assert told(queue) == ["RolloutPool/pool"]
+
+
+def test_what_is_kept_takes_the_room_of_its_text():
+    big = {"metadata": {"name": "x", "namespace": "team"}, "data": {"text": "x" * 1500}}
+    tracemalloc.start()
+    try:
+        kept = [Packed.of(CONFIG_MAP, big) for _ in range(100)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert taken < 1.5 * sum(len(packed.text) for packed in kept)
