@@ -212,7 +212,7 @@ class Controller:
         plan = self._paced(key, plan)
         refused = await self._executor.execute(key, obj, plan, now) or refused
         if plan.amend:
-            self._serving.servers.hurry()
+            self._serving.servers.amended(uid_of(obj))
         if kind is POLICY_DEPLOYMENT and any(apply.kind is CONFIG_MAP for apply in plan.apply):
             self._serving.servers.hurry()
             self._serving.tell(obj, plan)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import aiohttp
@@ -114,6 +114,13 @@ class ServerWatch:
 
     def hurry(self) -> None:
         """A route was written."""
+        self._hurry.set()
+
+    def amended(self, uid: str) -> None:
+        """The HTTPRoute of the PolicyDeployment with a UID is no longer what was found."""
+        look = self._looks.get(uid)
+        if look is not None:
+            look.heard = replace(look.heard, gateway=None)
         self._hurry.set()
 
     async def run(self) -> None:
