@@ -198,17 +198,18 @@ def healthy(store: Store, prometheus: str, runs: int) -> None:
         both: list[Contestant] = [*ours, *theirs]
         pairs = [(one, store.another(RARELY), store.another(RARELY)) for one in both]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda pair: begun(*pair), pairs))
+            for beginning in [pool.submit(begun, *pair) for pair in pairs]:
+                beginning.result()
         runs_of = {(one.name, at): judged(one, prometheus, *at) for one in theirs for at in INTERVALS}
         end = time.monotonic() + HEALTHY_SECONDS
         for (_, (interval, window)), name in runs_of.items():
             phase = eventually("an analysis ends", lambda name=name: verdict_of(name), 2 * HEALTHY_SECONDS)
             wrong[f"Argo, each {interval} s over {window} s"] += phase != "Successful"
         eventually("the time is over", lambda end=end: time.monotonic() >= end, 2 * HEALTHY_SECONDS)
-        for one, _, canary in pairs[: len(ours)]:
+        for one, (_, _, canary) in zip(ours, pairs, strict=False):
             if one.ended(canary):
                 wrong["Ratchet"] += 1
-                print(f"<!-- {one.name}: {ours[0].why(canary)} -->")
+                print(f"<!-- {one.name}: {one.why(canary)} -->")
         for one, *_ in pairs:
             Audience(kubectl, one.name).stop()
             kind = "policydeployment" if isinstance(one, Ratchet) else "rollouts.argoproj.io"
