@@ -211,6 +211,20 @@ def healthy(runs: int, per_second: float, seed: int) -> None:
     )
 
 
+def stalls(runs: int, seed: int) -> None:
+    """Answers that are bad together: a server that is paused for a second is late with all of them."""
+    print(f"\nHealthy canary that answers nothing for one second in 200, {runs:,} runs: rolled back")
+    for per_second in (10.0, 50.0, 500.0):
+        world, canary = World(per_second=per_second), Behaviour(stalls=1 / 200)
+        wrong = others = 0
+        for run in range(runs):
+            done = Simulation(spec_with(), world, canary, seed=seed + run).run(1_800)
+            wrong += done.failed_after is not None
+            others += WINDOWED["latency"](done.looks) is not None
+        told = f"judge {share(wrong, runs)}, windowed threshold {share(others, runs)}"
+        print(f"  {per_second:3.0f}/s  {told}", flush=True)
+
+
 def compared_with_argo(runs: int, seed: int) -> None:
     """Where Argo Rollouts with a threshold of 1% aborts a healthy canary."""
     print(
@@ -343,6 +357,7 @@ def main() -> None:
     if options.healthy:
         few = max(20, options.healthy // 5)
         compared_with_argo(few, options.seed)
+        stalls(few, options.seed)
         healthy(options.healthy, options.per_second, options.seed)
     print(f"\n{time.perf_counter() - begun:.0f} s")
 

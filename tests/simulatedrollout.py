@@ -52,6 +52,7 @@ class Behaviour:
         returns: mean and deviation of an episode's return.
         reported: share of the episodes whose return comes.
         actions: shares of discrete actions.
+        stalls: chance in a second that none of the canary's answers comes in time.
 
     """
 
@@ -62,6 +63,7 @@ class Behaviour:
     returns: tuple[float, float] = (500.0, 100.0)
     reported: float = 1.0
     actions: tuple[float, ...] = (0.5, 0.3, 0.2)
+    stalls: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ class Simulation:
         self.looks: list[tuple[Seconds, Seconds]] = []
         self.failed_after: int | None = None
         self.weight = weight
+        self.is_stalled = False
         self.pods = [Pod(OLD, -1_000.0 * self.rng.random(), self._skew()) for _ in range(world.stable_pods)]
         # Both arms have served before, also this very policy: none of that is evidence.
         for pod in self.pods:
@@ -297,6 +300,8 @@ class Simulation:
         weight = self.split.weights.get(NEW, 0) / 100
         mirrored = self.split.mirrored[1] / 100 if self.split.mirrored else 0.0
         routers = [pod for pod in self.pods if pod.arm == OLD]
+        stalls = self.behaviours[NEW].stalls
+        self.is_stalled = bool(stalls and self.rng.random() < stalls)
         for number, pod in enumerate(routers):
             self._serve(pod, look, weight, mirrored, is_first=not number)
         self._report(look)
@@ -400,6 +405,8 @@ class Simulation:
         bad = int(rng.binomial(number, min(1.0, does.errors * factor)))
         nan = int(rng.binomial(number - bad, does.nan))
         latency = rng.multinomial(number, bucket_shares(does.median, does.sigma))
+        if self.is_stalled:
+            latency = np.array([0] * (len(latency) - 1) + [number])
         late = int(latency[LATENCY_BOUNDS_SECONDS.index(0.0315) :].sum())
         late = min(late, number - bad - nan)
         actions = rng.multinomial(number, does.actions)

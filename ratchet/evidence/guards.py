@@ -12,7 +12,7 @@ from ratchet.evidence.cohorts import Cohort
 from ratchet.evidence.drift import Drift, Shift
 from ratchet.evidence.latency import LatencyRatio, edge_of, quantile_edge, slower
 from ratchet.evidence.means import Contrast
-from ratchet.evidence.rates import Count, Rate, RateRatio
+from ratchet.evidence.rates import Count, Looks, Rate, RateRatio
 from ratchet.evidence.verdicts import Decision, Measured, Verdict, decide
 
 _SMALLEST_DIFFERENCE_OF_COVERAGE = 0.1
@@ -64,17 +64,15 @@ class RateAgainstStable:
 
     def start(self) -> RateRatio:
         """The state before anything was seen."""
-        return RateRatio(self.ratio)
+        return RateRatio(self.ratio, looks=Looks(self.tolerated) if self.tolerated > 0 else None)
 
     def judge(self, state: RateRatio, alpha: float, beta: float) -> Decision:
         """The verdict on the sums so far."""
         low, high = state.interval(alpha)
-        broken, kept = state.log_e_above, state.log_e_below
+        kept = state.log_e_below
         if self.tolerated > 0:
-            absolute = Rate(self.tolerated, state.canary)
             # Both must be broken; either may be kept, and the mean of two e-values is one.
-            broken = min(broken, absolute.log_e_above)
-            kept = _log_mean(kept, absolute.log_e_below)
+            kept = _log_mean(kept, Rate(self.tolerated, state.canary).log_e_below)
         rate, base = state.canary.rate, state.stable.rate
         sentence = (
             f"{_percent(rate)} of {state.canary.n:,} canary answers are {self.what}, {_percent(base)} of "
@@ -83,7 +81,7 @@ class RateAgainstStable:
         )
         measured = Measured(
             rate, base, state.canary.n, state.stable.n, state.estimate, low, high, self.ratio,
-            rate <= max(self.ratio * base, self.tolerated), broken, kept, sentence,
+            rate <= max(self.ratio * base, self.tolerated), state.log_e_above, kept, sentence,
         )  # fmt: skip
         return decide(self.name, measured, alpha, beta, self.minimum)
 
@@ -135,7 +133,8 @@ class LatencyAgainstStable:
 
     def start(self) -> LatencyRatio:
         """The state before anything was seen."""
-        return LatencyRatio(self.quantile, self.ratio, self.edges)
+        ratio = RateRatio(1.0, looks=Looks(1 - self.quantile))
+        return LatencyRatio(self.quantile, self.ratio, self.edges, ratio)
 
     def judge(self, state: LatencyRatio, alpha: float, beta: float) -> Decision:
         """The verdict on the sums so far."""
@@ -151,7 +150,7 @@ class LatencyAgainstStable:
         )
         measured = Measured(
             canary, stable, sum(state.canary), sum(state.stable), test.estimate, low, high, 1.0,
-            test.canary.rate <= max(test.stable.rate, share), min(test.log_e_above, absolute.log_e_above),
+            test.canary.rate <= max(test.stable.rate, share), test.log_e_above,
             _log_mean(test.log_e_below, absolute.log_e_below), sentence,
         )  # fmt: skip
         return decide(self.name, measured, alpha, beta, self.minimum)

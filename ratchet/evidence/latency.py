@@ -6,7 +6,7 @@ the last count, one more than there are edges, is of those above all edges.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ratchet.evidence.rates import Count, RateRatio
 
@@ -57,16 +57,21 @@ class LatencyRatio:
     Attributes:
         quantile: such as 0.99.
         allowed: ratio of canary's quantile to stable's.
-        ratio: of the rates of slow answers; allowed to be 1.
+        ratio: of the rates of slow answers, which may be 1, and of slow ones alone.
 
     """
 
     quantile: float
     allowed: float
     edges: tuple[float, ...]
+    ratio: RateRatio
     canary: tuple[int, ...] = ()
     stable: tuple[int, ...] = ()
-    ratio: RateRatio = field(default_factory=lambda: RateRatio(1.0))
+
+    @property
+    def question(self) -> tuple[float, float, float | None]:
+        """The bounds; evidence on others says nothing of these."""
+        return self.quantile, self.allowed, self.ratio.question[1]
 
     def add(self, canary: Sequence[int], stable: Sequence[int]) -> "LatencyRatio":
         """One interval's increments; each has one count more than there are edges."""

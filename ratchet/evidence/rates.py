@@ -5,6 +5,7 @@ from interval to interval, together in both arms: a failing dependency that hurt
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from ratchet.evidence.mixture import Floats, bounds, geometric, log_e_above_cent
 
 _RATE_REACH = 48  # odds from 1/4096 to 4096 times the limit's
 _RATIO_REACH = 24  # ratios from 1/64 to 64 times the allowed one
+_STAKES, _LARGEST_STAKE = 10, 64.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,45 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Looks:
+    """Whether the share of bad answers, look by look, is above a limit: a bet on each look.
+
+    What goes wrong together within a look is one event here: a server that stalls for a second fails all that
+    it was asked in it, be that five answers or five hundred. With X the share that is bad in a look, each of
+
+        prod over looks of (1 + stake (X - limit))
+
+    has expectation at most 1 however the answers of one look depend on each other, as long as the share to be
+    expected of the next look is never above the limit; and so has their mean over the stakes (Waudby-Smith,
+    Ramdas 2024, JRSS B 86(1)). No look multiplies that mean by more than 14 at the first time: one look alone
+    condemns nobody of whom odds of 20 : 1 are asked.
+
+    Attributes:
+        wealth: log, by stake.
+
+    """
+
+    limit: float
+    wealth: tuple[float, ...] = (0.0,) * _STAKES
+
+    def add(self, count: Count) -> "Looks":
+        """One look's increments."""
+        if not count.n:
+            return self
+        # All but a tenth of what is owned may be lost with a look in which nothing is bad.
+        largest = min(_LARGEST_STAKE, 0.9 / self.limit)
+        stakes = largest * 0.5 ** np.arange(_STAKES)
+        wealth = np.array(self.wealth) + np.log1p(stakes * (count.rate - self.limit))
+        return replace(self, wealth=tuple(wealth.tolist()))
+
+    @property
+    def log_e_above(self) -> float:
+        """Log evidence that the share is above the limit."""
+        top = max(self.wealth)
+        return top + math.log(float(np.mean(np.exp(np.array(self.wealth) - top))))
+
+
+@dataclass(frozen=True, slots=True)
 class RateRatio:
     """Whether the canary's rate is above or below `allowed` times the stable arm's.
 
@@ -91,6 +132,7 @@ class RateRatio:
     Attributes:
         canary, stable: sums.
         load: for each grid point g, the sum of k log((n_c g + n_s) / (n_c + n_s)).
+        looks: whether the canary's share is above one that is tolerated; None where none is.
 
     """
 
@@ -98,15 +140,31 @@ class RateRatio:
     canary: Count = Count()
     stable: Count = Count()
     load: tuple[float, ...] = (0.0,) * (2 * _RATIO_REACH + 1)
+    looks: Looks | None = None
+
+    @property
+    def question(self) -> tuple[float, float | None]:
+        """The bounds; evidence on others says nothing of these."""
+        return self.allowed, self.looks.limit if self.looks is not None else None
 
     def add(self, canary: Count, stable: Count) -> "RateRatio":
-        """One interval's increments."""
-        load = self.load
-        bad, n = canary.bad + stable.bad, canary.n + stable.n
-        if bad:
-            share = canary.n / n
-            load = tuple((np.array(load) + bad * np.log1p(share * (self._grid - 1))).tolist())
-        return replace(self, canary=self.canary + canary, stable=self.stable + stable, load=load)
+        """One look's increments, where both arms met the same."""
+        return self.look([(canary, stable)])
+
+    def look(self, strata: Sequence[tuple[Count, Count]]) -> "RateRatio":
+        """One look's increments, canary's and stable's, of each stratum in which both arms met the same."""
+        load = np.array(self.load)
+        for canary, stable in strata:
+            share = canary.n / max(1, canary.n + stable.n)
+            load += (canary.bad + stable.bad) * np.log1p(share * (self._grid - 1))
+        seen = sum((canary for canary, _ in strata), Count())
+        return replace(
+            self,
+            canary=self.canary + seen,
+            stable=sum((stable for _, stable in strata), self.stable),
+            load=tuple(load.tolist()),
+            looks=self.looks.add(seen) if self.looks is not None else None,
+        )
 
     @property
     def _grid(self) -> Floats:
@@ -118,8 +176,9 @@ class RateRatio:
 
     @property
     def log_e_above(self) -> float:
-        """Log evidence that the ratio is above the allowed one."""
-        return log_e_above_center(self._log_likelihood)
+        """Log evidence that the ratio is above the allowed one, and the share above what is tolerated."""
+        above = log_e_above_center(self._log_likelihood)
+        return above if self.looks is None else min(above, self.looks.log_e_above)
 
     @property
     def log_e_below(self) -> float:

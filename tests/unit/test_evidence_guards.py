@@ -17,7 +17,6 @@ from ratchet.evidence import (
     Episodes,
     LatencyAgainstStable,
     LatencyLimit,
-    LatencyRatio,
     Moments,
     RateAgainstStable,
     RateLimit,
@@ -33,7 +32,7 @@ from ratchet.evidence import (
     source_down,
     split,
 )
-from ratchet.evidence.latency import nearest_edge
+from ratchet.evidence.latency import LatencyRatio, nearest_edge
 
 RUNS = 1_000
 ALPHA = BETA = 0.05
@@ -50,7 +49,7 @@ def latencies(rng: np.random.Generator, n: int, slower: float = 1.0) -> list[int
 
 
 def peeked_latency(rng: np.random.Generator, quantile: float, slower: float, seconds: int) -> bool:
-    state = LatencyRatio(quantile, 1.0, EDGES)
+    state = LatencyRatio(quantile, 1.0, EDGES, RateRatio(1.0))
     for second in range(seconds):
         load_of_the_hour = 1 + 0.5 * math.sin(second / 5)
         state = state.add(latencies(rng, 20, slower * load_of_the_hour), latencies(rng, 80, load_of_the_hour))
@@ -171,10 +170,38 @@ def test_the_four_verdicts():
 
 
 def test_a_rate_that_is_tolerated_does_not_fail_though_stable_has_none():
-    state = errors(10, 100_000, 0, 900_000)
-    assert RateAgainstStable("errors", "errors", 1.5).judge(state, ALPHA, BETA).verdict is Verdict.FAIL
-    decision = RateAgainstStable("errors", "errors", 1.5, tolerated=0.001).judge(state, ALPHA, BETA)
+    strict = RateAgainstStable("errors", "errors", 1.5)
+    tolerant = RateAgainstStable("errors", "errors", 1.5, tolerated=0.001)
+    few = Count(100_000, 10), Count(900_000, 0)
+    assert strict.judge(strict.start().add(*few), ALPHA, BETA).verdict is Verdict.FAIL
+    decision = tolerant.judge(tolerant.start().add(*few), ALPHA, BETA)
     assert (decision.verdict, decision.proven) == (Verdict.PASS, True)
+
+
+@pytest.mark.parametrize("per_second", [5, 500])
+def test_a_canary_that_stalls_once_is_not_condemned_and_one_that_fails_on_is(per_second: int):
+    guard = RateAgainstStable("fallbacks", "fallbacks", 1.5, tolerated=0.01)
+    well = Count(per_second, 0), Count(9 * per_second, 0)
+    stalled = Count(per_second, per_second), Count(9 * per_second, 0)
+    state = guard.start().add(*well).add(*stalled)
+    assert guard.judge(state, ALPHA, BETA).verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    for _ in range(200):
+        assert guard.judge(state, ALPHA, BETA).verdict is not Verdict.FAIL
+        state = state.add(*well)
+    assert guard.judge(state, ALPHA, BETA).verdict is Verdict.PASS
+    state = guard.start().add(*stalled).add(*stalled).add(*stalled)
+    assert guard.judge(state, ALPHA, BETA).verdict is Verdict.FAIL
+
+
+def test_a_canary_whose_answers_are_slow_in_one_second_is_not_condemned():
+    guard = LatencyAgainstStable("latency", 0.99, 1.2, EDGES)
+    well, stalled = [0, 100, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 100]
+    stable = [0, 900, 0, 0, 0, 0, 0, 0]
+    state = guard.start().add(well, stable).add(stalled, stable)
+    assert guard.judge(state, ALPHA, BETA).verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    for _ in range(2):
+        state = state.add(stalled, stable)
+    assert guard.judge(state, ALPHA, BETA).verdict is Verdict.FAIL
 
 
 def returns(canary: float, stable: float, *, reported: float = 1.0) -> Returns:
@@ -235,11 +262,11 @@ bins = st.lists(big, min_size=8, max_size=8)
 def test_records_are_finite_json_whatever_came_in(
     a: int, b: int, c: int, d: int, one: list[int], other: list[int]
 ):
-    ratio = RateRatio(1.5).add(Count(a, b), Count(c, d))
+    errors = RateAgainstStable("errors", "errors", 1.5, 0.001)
     latency = LatencyAgainstStable("latency", 0.99, 1.2, EDGES)
     moments = Returns().add(Cohort(0, Episodes(a, Moments(b, float(c), float(d))), Episodes(c)))
     decisions = [
-        RateAgainstStable("errors", "errors", 1.5, 0.001).judge(ratio, ALPHA, BETA),
+        errors.judge(errors.start().add(Count(a, b), Count(c, d)), ALPHA, BETA),
         RateLimit("errors", "errors", 0.01).judge(Count(a, b), ALPHA, BETA),
         LatencyLimit("latency", 0.99, 0.01, EDGES).judge(one, ALPHA, BETA),
         latency.judge(latency.start().add(one, other).add(other, one), ALPHA, BETA),
@@ -253,7 +280,7 @@ def test_records_are_finite_json_whatever_came_in(
 
 def test_states_survive_json_in_the_middle_of_a_rollout():
     rng = np.random.default_rng(6)
-    latency, drift = LatencyRatio(0.99, 1.2, EDGES), Drift()
+    latency, drift = LatencyAgainstStable("latency", 0.99, 1.2, EDGES).start(), Drift()
     for _ in range(5):
         latency = latency.add(latencies(rng, 10), latencies(rng, 50))
         drift = drift.add(rng.multinomial(5, [0.5, 0.5]).tolist(), rng.multinomial(50, [0.4, 0.6]).tolist())

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratchet.evidence import Count, Rate, RateRatio, dump, load
+from ratchet.evidence.rates import Looks
 
 RUNS = 1_000
 ALPHA = 0.05
@@ -166,3 +167,43 @@ def test_the_state_survives_json(increments: list[tuple[Count, Count]]):
     for canary, stable in increments:
         test = test.add(canary, stable)
     assert load(RateRatio, dump(test)) == test
+
+
+@pytest.mark.parametrize("limit", [0.0001, 0.001, 0.01, 0.3, 0.9])
+def test_what_fails_in_one_look_alone_is_never_enough(limit: float):
+    assert Looks(limit).add(Count(10**6, 10**6)).log_e_above < math.log(20)
+
+
+@pytest.mark.parametrize("limit", [0.001, 0.01, 0.5])
+def test_bets_on_looks_are_fair_at_the_limit(limit: float):
+    good, bad = Count(50, 0), Count(50, 50)
+    expected = sum(
+        first_chance * second_chance * math.exp(Looks(limit).add(first).add(second).log_e_above)
+        for first_chance, first in ((1 - limit, good), (limit, bad))
+        for second_chance, second in ((1 - limit, good), (limit, bad))
+    )
+    assert expected == pytest.approx(1)
+
+
+def test_bursts_as_frequent_as_is_tolerated_condemn_no_more_often_than_promised():
+    rng = np.random.default_rng(5)
+    condemned = 0
+    for _ in range(300):
+        looks, fails = Looks(0.01), rng.random(400) < 0.01
+        worst = 0.0
+        for fail in fails:
+            looks = looks.add(Count(500, 500 * bool(fail)))
+            worst = max(worst, looks.log_e_above)
+        condemned += worst >= math.log(20)
+    assert condemned <= most_failures(300, 0.05)
+
+
+def test_a_rate_above_what_is_tolerated_is_seen_within_seconds():
+    rng = np.random.default_rng(6)
+    needed: list[int] = []
+    for _ in range(50):
+        looks, seconds = Looks(0.01), 0
+        while looks.log_e_above < math.log(100) and seconds < 500:
+            looks, seconds = looks.add(Count(50, int(rng.binomial(50, 0.05)))), seconds + 1
+        needed.append(seconds)
+    assert np.median(needed) <= 15

@@ -151,13 +151,18 @@ def test_what_is_late_or_missing_is_a_fallback_and_no_error():
     judged.look(answer("a", 901, own(100), theirs(20, errors=silent)))
     assert judged.counted[:2] == (20, 1)
     assert judged.evidence.rates["fallbackRate"].canary.bad == 10
+    for times in (2, 3):
+        more = {reason: times * count for reason, count in silent.items()}
+        judged.look(answer("a", 900 + times, own(times * 100), theirs(times * 20, errors=more)))
     assert judged.of("fallbackRate").verdict is Verdict.FAIL
 
 
 def test_copies_of_requests_are_evidence_as_well():
-    copies = tally("shadow", f"policy of {NEW}", 30, 20)
-    judged = Judged(answer("a", 900)).look(answer("a", 901, own(300), copies))
-    assert judged.counted == (30, 20, 300, 0)
+    judged = Judged(answer("a", 900))
+    for times in (1, 2, 3):
+        copies = tally("shadow", f"policy of {NEW}", times * 30, times * 20)
+        judged.look(answer("a", 900 + times, own(times * 300), copies))
+        assert judged.counted == (times * 30, times * 20, times * 300, 0)
     assert judged.of("errorRate").verdict is Verdict.FAIL
 
 
@@ -186,7 +191,9 @@ def test_an_arm_that_can_not_be_asked_is_a_source_that_is_down_unless_it_failed_
     judged.look(*nobody, after=6)
     assert set(verdicts(judged.decisions).values()) - {"Pass"} == {"SourceDown"}
     assert judged.of("restarts").verdict is Verdict.PASS
-    judged.look(answer("a", 913, own(1_000), theirs(200, 90)), PodAnswer("canary", NEW, None))
+    for second in (0, 1, 2):
+        bad = theirs(200 + 100 * second, 90 * (second + 1))
+        judged.look(answer("a", 913 + second, own(1_000 * (second + 1)), bad), PodAnswer("canary", NEW, None))
     assert judged.of("errorRate").verdict is Verdict.FAIL
 
 

@@ -234,14 +234,15 @@ def _add(court: Court, evidence: Evidence, increments: Sequence[Counters]) -> Ev
     rates, drift, shift = dict(evidence.rates), evidence.drift, evidence.shift
     for guard in court.tested:
         if isinstance(guard, RateAgainstStable):
-            state = rates.get(guard.name)
-            if state is None or state.allowed != guard.ratio:
-                state = guard.start()
-            for more in increments:
-                state = state.add(
-                    more.canary.count(_bad(guard, more.canary)), more.stable.count(_bad(guard, more.stable))
-                )
-            rates[guard.name] = state
+            state, begun = rates.get(guard.name), guard.start()
+            if state is None or state.question != begun.question:
+                state = begun
+            rates[guard.name] = state.look(
+                [
+                    (more.canary.count(_bad(guard, more.canary)), more.stable.count(_bad(guard, more.stable)))
+                    for more in increments
+                ]
+            )
         elif isinstance(guard, DriftGuard):
             for more in increments:
                 drift = _with_drift(drift, more)
@@ -302,8 +303,9 @@ def _add_latency(
     canary, stable, latency = evidence.canary_latency, evidence.stable_latency, evidence.latency
     for more in increments:
         canary, stable = added(canary, more.canary_latency), added(stable, more.stable_latency)
-    if latency is None or (latency.quantile, latency.allowed) != (guard.quantile, guard.ratio):
-        latency = guard.start()
+    begun = guard.start()
+    if latency is None or latency.question != begun.question:
+        latency = begun
     if is_complete or at - evidence.latency_added > SILENT_SECONDS:
         latency = latency.add(canary, stable)
         canary, stable = (), ()
