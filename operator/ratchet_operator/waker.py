@@ -90,6 +90,8 @@ class Waker:
             with suppress(OSError):
                 port.listener = await loop.create_server(lambda: _Client(self, at), self._host, number)
                 port.number = number
+                if self._ports.get(at) is not port:  # closed meanwhile
+                    port.listener.close()
                 return
         del self._ports[at]
         log.warning("no port is free to hold requests at", extra={"key": f"{namespace}/{name}"})
