@@ -24,6 +24,9 @@ import uvloop
 from numpy.typing import NDArray
 
 START_SECONDS, END_SECONDS = 120, 10
+# Of the open loop, whose client is never idle: a process of a real-time class that never rests is made to,
+# for 50 ms of each second.
+BUSY_SECONDS, REST_SECONDS = 0.8, 0.08
 
 
 def act(body: Mapping[str, Any]) -> bytes:
@@ -238,9 +241,10 @@ class Client:
         await self._rest()
 
     async def open_loop(self, rate: float, seconds: float) -> None:
-        """Asks at times drawn beforehand."""
+        """Asks at times drawn beforehand, with a short rest now and then."""
         rng = np.random.default_rng(0)
-        due = time.perf_counter() + 0.05 + np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
+        due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
+        due += time.perf_counter() + 0.05 + REST_SECONDS * (due // BUSY_SECONDS)
         for moment in due.tolist():
             await _until(moment)
             self.late.append(time.perf_counter() - moment)
