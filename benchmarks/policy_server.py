@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from policy_load import Cost, Server, act, free_port, open_loop, running, without_pause
+from policy_load import START_SECONDS, Cost, Server, act, free_port, open_loop, running, without_pause
 
 from ratchet.policies import PolicySpec, SpaceSpec, parameter_shapes
 from ratchet.policies.artifact import PolicyLineage, make, write_folder
@@ -84,7 +84,9 @@ def serving(name: str, folder: Path, token: Path) -> AbstractContextManager[Serv
         command = [str(program), "--host", "127.0.0.1", "--port", str(port), "--policy", str(folder)]
         command += ["--admin-token-file", str(token), "--drain-delay-seconds", "0"]
     spec = SMALL if folder.name in ("a", "b") else LARGE
-    return running(command, port, questions(spec, 1)[0], {"RAY_DEDUP_LOGS": "0"})
+    # Ray gives up after 30 s, which on a busy machine is soon.
+    patient = {"RAY_DEDUP_LOGS": "0", "RAY_raylet_start_wait_time_s": str(START_SECONDS)}
+    return running(command, port, questions(spec, 1)[0], patient)
 
 
 def in_turns(
