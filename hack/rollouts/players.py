@@ -143,6 +143,7 @@ class Player:
         due: when the next request is, by the loop's clock.
         period: seconds between two requests.
         masked: each so many steps only one push is allowed, this or that way; 0 for never.
+        rewarded: percent of the episodes whose return is reported.
 
     """
 
@@ -153,6 +154,7 @@ class Player:
     due: float
     period: float
     masked: int
+    rewarded: int
     ending: asyncio.Event
 
     async def play(self) -> None:
@@ -190,6 +192,8 @@ class Player:
             of_policy = report.policies[policy]
             of_policy.episodes += 1
             of_policy.returns += total
+        if zlib.crc32(name.encode()) % 100 >= self.rewarded:
+            return
         try:
             await self.client.reward(total, episode=name, length=steps)
         except PolicyError:
@@ -254,6 +258,7 @@ async def play(arguments: argparse.Namespace) -> None:
             begin + period * i / arguments.players,
             period,
             arguments.masked,
+            arguments.rewarded,
             ending,
         )
         for i, client in enumerate(clients)
@@ -280,6 +285,7 @@ def main() -> None:
     parser.add_argument("--players", type=int, default=8, help="poles at once (%(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="at most in an episode (%(default)s)")
     parser.add_argument("--masked", type=int, default=0, help="allow one push only in each so many steps")
+    parser.add_argument("--rewarded", type=int, default=100, help="percent of episodes that report a return")
     asyncio.run(play(parser.parse_args()))
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
-from cluster import Json, KubectlError, Namespace, eventually
+from cluster import Json, KubectlError, Namespace, condition, eventually
 from jobs import evict
 from rollouts import cartpoles, deployment
 from rollouts.audience import Audience
@@ -30,6 +31,8 @@ MADE: dict[str, Callable[[], Artifact]] = {
     "good": cartpoles.balancing,
     "good too": partial(cartpoles.balancing, seed=1),
     "good as well": partial(cartpoles.balancing, seed=2),
+    "good again": partial(cartpoles.balancing, seed=4),
+    "good once more": partial(cartpoles.balancing, seed=5),
     "worse": partial(cartpoles.balancing, cartpoles.DROPS),
     "worse again": partial(cartpoles.balancing, cartpoles.DROPS, seed=1),
     "slow": cartpoles.slow,
@@ -68,21 +71,26 @@ class Arena:
             )
         return self.stored[which]
 
-    def open(self, first: str) -> None:
+    def open(self, first: str, **spec: Any) -> None:
         """Begins with a policy that serves, and players."""
-        self.namespace.apply(deployment.manifest(NAME, deployment.source(self.policy(first))))
+        self.namespace.apply(deployment.manifest(NAME, deployment.source(self.policy(first)), **spec))
         self.settled(first)
         self.play()
 
-    def play(self) -> None:
-        self.audience.start("--rate=100", "--players=8", "--masked=25")
+    def play(self, *flags: str) -> None:
+        self.audience.start("--rate=100", "--players=8", "--masked=25", *flags)
         eventually("the players are answered", lambda: (r := self.audience.report()) and r["valid"] > 0)
 
-    def offer(self, which: str) -> Stored:
-        """Changes the spec's source."""
+    def offer(self, which: str, **spec: Any) -> Stored:
+        """Changes the spec's source, and other fields with it."""
         policy = self.policy(which)
-        self.patch({"source": deployment.source(policy)})
+        self.patch({"source": deployment.source(policy), **spec})
         return policy
+
+    def command(self, verb: str) -> None:
+        """As `ratchet rollout` does."""
+        order = f"ratchet.dev/rollout={verb}/{uuid4().hex[:8]}"
+        self.namespace.kubectl("annotate", "rlpd", NAME, "--overwrite", order)
 
     def patch(self, spec: Json) -> None:
         self.namespace.patch("rlpd", NAME, {"spec": spec})
@@ -116,7 +124,7 @@ class Arena:
         self.settled(found)
         return found
 
-    def ended(self, policy: Stored, deadline: float = 120) -> Json:
+    def ended(self, policy: Stored, deadline: float = 240) -> Json:
         """How the trial of a policy ended."""
         return eventually(
             "the trial ends", lambda: deployment.ending(self.get(), policy.digest), deadline=deadline
@@ -134,6 +142,17 @@ class Arena:
             _PHASES.index(point[0]),
             point[1],
         )
+
+    def awaits(self, reason: str) -> Json:
+        """The condition that says what the rollout is at, once it has this reason."""
+        return eventually(
+            f"it says {reason}",
+            lambda: (now := condition(self.get(), "Progressing")).get("reason") == reason and now,
+        )
+
+    def records(self, action: str) -> list[Json]:
+        """Verdicts that acted so."""
+        return [one for one in self.status().get("decisions", []) if one["action"] == action]
 
     def verdicts(self) -> set[str]:
         """Of the guards on the present trial."""
@@ -157,6 +176,10 @@ class Arena:
                 raise
             return False
         return True
+
+    def pending(self) -> list[Json]:
+        """Servers for which there is no node."""
+        return [pod for pod in self.servers() if pod["status"]["phase"] == "Pending"]
 
     def waits(self, since: str, seconds: float) -> bool:
         """Whether something has lasted so long."""
