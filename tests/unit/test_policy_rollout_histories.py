@@ -342,7 +342,8 @@ class Histories(RuleBasedStateMachine):
                 self.somebody_commands("resume")
             reason = world.operate().reason
             world.tick(1)
-            if reason in ENDS and set(world.arms) <= {world.state.stable}:
+            # It is busy here, so a nap that began before comes to its end as well.
+            if reason in ENDS and set(world.arms) <= {world.state.stable} and world.state.nap is None:
                 break
         state, source = world.state, world.source
         served = state.pin.digest if state.pin and state.pin.over == source else source

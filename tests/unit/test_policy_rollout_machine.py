@@ -1,5 +1,6 @@
 """Single steps of a rollout: what each situation leads to, one reason at a time."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -172,6 +173,18 @@ def test_undo_goes_back_to_what_served_before_until_the_source_says_something_el
     back = Rollout(stable=OLD, previous=NEW, pin=wanted.state.pin, command="1")
     assert taken(back, seen(command=Command("1", "undo"))).reason == "Serving"
     assert taken(back, seen(source=THIRD)).reason == "TrialStarted"
+
+
+def test_while_the_spec_is_paused_nothing_begins_and_what_undo_chose_is_not_forgotten():
+    rules = replace(RULES, paused=True)
+    held = taken(Rollout(stable=OLD), seen(), rules)
+    assert (held.reason, held.state.trial) == ("Paused", None)
+    asked = taken(Rollout(stable=NEW, previous=OLD), seen(command=Command("1", "undo")), rules)
+    assert (asked.reason, asked.state.trial) == ("Paused", None)
+    begun = taken(asked.state, seen(command=Command("1", "undo"))).state.trial
+    assert begun is not None
+    assert begun.digest == OLD
+    assert taken(Rollout(), seen(), rules).state.trial is not None
 
 
 def test_a_command_is_carried_out_once():

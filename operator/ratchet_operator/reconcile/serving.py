@@ -102,7 +102,7 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     evidence, decisions = judged(spec, book, seen, config_map, now)
     demand = _demand(context, book, seen)
     look = Seen(
-        source=_wanted_arm(spec, book, source),
+        source=source.name if source is not None else None,
         arms={arm: _arm(book, arm, one, seen.pods) for arm, one in live.items()},
         demand=demand,
         routed=book.routed.split,
@@ -224,13 +224,6 @@ def _looked(obj: Json, book: Book, seen: ServingSeen) -> Looked | None:
     if asked is None:
         return None
     return looked if looked is not None and looked.asked == asked else not_looked(asked)
-
-
-def _wanted_arm(spec: PolicyDeploymentSpec, book: Book, source: Revision | None) -> str | None:
-    """What to serve; while the spec is paused nothing new begins."""
-    if spec.paused and book.state.trial is None and book.state.stable is not None:
-        return book.state.stable
-    return source.name if source is not None else None
 
 
 def _arm(book: Book, arm: str, live: Json, pods: tuple[Json, ...]) -> ArmSeen:

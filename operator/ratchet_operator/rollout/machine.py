@@ -114,6 +114,8 @@ def _idle(state: Rollout, at: At) -> _Said:
         return _Said(state, "SourceUnknown", "It can't be told which policy the source means.")
     if wanted == state.stable:
         return _Said(state, "Serving", f"{_short(wanted)} serves everybody.")
+    if at.rules.paused and state.stable is not None:
+        return _Said(state, "Paused", f"{_short(wanted)} is not tried while spec.paused is true.")
     if wanted in state.quarantined:
         why = state.quarantined[wanted]
         return _Said(state, "Quarantined", f"{_short(wanted)} is not tried again: {why}")

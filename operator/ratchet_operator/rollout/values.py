@@ -55,7 +55,7 @@ class Rules:
     """What the spec asks for.
 
     Attributes:
-        paused: a trial goes no further; it is watched all the same.
+        paused: no trial begins, and one that runs goes no further; it is watched all the same.
         stages: none at all for blue-green without a look and for all at once.
         bake_seconds: how long the old policy keeps its capacity after the new one serves everybody.
         deadline_seconds: for each phase to get what it waits for.
