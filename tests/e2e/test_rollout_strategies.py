@@ -1,5 +1,5 @@
-"""The other ways for a policy to take over, on the real cluster: copies of requests first. As in
-`test_rollout`, nobody may notice.
+"""The other ways for a policy to take over, on the real cluster: copies of requests first, a split that
+stays, and a spec that changes its mind on the way. As in `test_rollout`, nobody may notice.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,8 @@ from cluster import Json, Namespace, eventually
 from rollouts.cartpoles import Stored
 
 NO_RETURNS: Json = {"episodeReturn": {"enabled": False}}
+RETURNS: Json = {"episodeReturn": {"enabled": True, "maxRelativeDrop": 0.2}}
+ANY_RETURNS: Json = {"episodeReturn": {"enabled": True, "maxRelativeDrop": 1.0}}
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +84,42 @@ def test_a_shadow_that_keeps_every_bound_is_promoted(arena: Arena) -> None:
     assert_promoted(arena, newer)
 
     assert any("50% passed" in words for words in arena.events("StagePassed"))
+
+
+def test_an_ab_test_reports_the_difference_though_few_episodes_report(arena: Arena) -> None:
+    arena.serves("good", "good too", "good as well")
+    arena.play("--rewarded=20")
+    arena.mark()
+    split = {"weight": 50, "minDuration": "2s"}
+    worse = arena.offer("fair", guards=ANY_RETURNS, strategy={"type": "AB", "ab": split})
+
+    def difference() -> Json | None:
+        judged = [one for one in arena.status().get("decisions", []) if one["guard"] == "episodeReturn"]
+        return next((one for one in judged if "low" in one and one["high"] < 0), None)
+
+    found = eventually("it is told which one is better", difference)
+    assert found["low"] < found["estimate"] < found["high"]
+    assert found["canary"] < found["stable"]
+    assert found["canarySamples"] > 0 < found["stableSamples"]
+    arena.awaits("AwaitingApproval")
+    arena.command("abort")
+
+    assert arena.ended(worse)["outcome"] == "Aborted"
+    report = arena.assert_nobody_noticed()
+    assert report["policies"][worse.policy]["episodes"] > found["canarySamples"]
+    arena.play()
+
+
+def test_a_spec_that_changes_to_a_third_policy_on_the_way_takes_the_second_back(arena: Arena) -> None:
+    by_stages = {"type": "Canary", "canary": {"steps": [{"weight": 50, "approval": True}]}}
+    second = arena.offer("good again", guards=RETURNS, strategy=by_stages)
+    eventually("it has traffic", lambda: second.policy in arena.report()["policies"])
+
+    third = arena.offer("good once more", strategy={"type": "AllAtOnce"})
+
+    assert arena.ended(second)["outcome"] == "Superseded"
+    past = arena.ended(third)
+    assert past["outcome"] == "Promoted", past
+    # The second did nothing wrong: its episodes end where they began.
+    arena.assert_nobody_noticed()
+    assert second.digest not in [one["digest"] for one in arena.status().get("quarantined", [])]
