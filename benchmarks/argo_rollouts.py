@@ -64,7 +64,10 @@ def installed(namespace: str, image: str) -> Generator[str]:
     names = [f"crd/{yaml.safe_load(crd)['metadata']['name']}" for crd in crds]
     kubectl = Kubectl()
     if kubectl("get", "--ignore-not-found", "-o", "name", *names).strip():
-        raise NotAsToldError("Argo Rollouts is in this cluster already: remove it first")
+        words = (
+            f"this cluster has Argo Rollouts already: `kubectl delete {' '.join(names)}`, if nobody needs it"
+        )
+        raise NotAsToldError(words)
     with ExitStack() as stack:
         stack.callback(kubectl, "delete", "--ignore-not-found", "--timeout=60s", *names)
         for crd in crds:

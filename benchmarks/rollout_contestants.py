@@ -263,6 +263,8 @@ def _pod(release: Release) -> Json:
         volumes.append({"name": "library", "configMap": {"name": release.library}})
         mounts.append({"name": "library", "mountPath": LIBRARY, "readOnly": True})
     return {
+        # A Service called `ratchet` would give RATCHET_PORT another meaning.
+        "enableServiceLinks": False,
         "containers": [
             {
                 "name": "server",
