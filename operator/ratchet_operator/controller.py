@@ -215,8 +215,8 @@ class Controller:
             self._serving.servers.amended(uid_of(obj))
         if kind is POLICY_DEPLOYMENT and any(apply.kind is CONFIG_MAP for apply in plan.apply):
             self._serving.servers.hurry()
-            if refused is None:  # else the next step has the same to tell, and remembers that it did
-                self._serving.tell(obj, plan)
+        if kind is POLICY_DEPLOYMENT and refused is None:  # else the next step has the same to tell
+            self._serving.tell(obj, plan)
         if plan.status is not None:
             self._observer.progress_written[key] = now
             self._pace.wrote(key)
