@@ -5,9 +5,11 @@ the operator is killed after each of its writes, and whoever asks is answered.
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import aiohttp
@@ -28,14 +30,27 @@ NETWORK = "198.18"
 """Of pods: an EndpointSlice takes no loopback address. Meant for trials of networks (RFC 2544)."""
 
 
-@pytest.fixture(autouse=True)
-def _network() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _network() -> Iterator[None]:
+    """Addresses of this machine alone; who may not give it some has to ask who may."""
+    route = ["local", f"{NETWORK}.0.0/15", "dev", "lo"]
+    add = ["ip", "route", "add", *route]
+    is_ours = not _is_there() and which("ip") is not None and not subprocess.run(add, check=False).returncode
+    if not _is_there():
+        pytest.skip(f"pods need addresses: ip route add {' '.join(route)}")
+    yield
+    if is_ours:
+        subprocess.run(["ip", "route", "del", *route], check=True)
+
+
+def _is_there() -> bool:
     for address in (f"{NETWORK}.0.1", DOOR):
         with socket.socket() as one:
             try:
                 one.bind((address, 0))
             except OSError:
-                pytest.skip("pods need addresses: ip route add local 198.18.0.0/15 dev lo")
+                return False
+    return True
 
 
 class Sleeper(Rollout):
@@ -89,12 +104,13 @@ class Sleeper(Rollout):
     async def sleeps(self) -> None:
         async def over() -> bool:
             told = {one["type"]: one["reason"] for one in (await self.status()).get("conditions", [])}
-            return told.get("Progressing") == "ScaledToZero" and not await self._pods()
+            is_asleep = told.get("Progressing") == "ScaledToZero" and not await self._pods()
+            return is_asleep and len(self.hosts()) == 1
 
-        await eventually("it sleeps", over)
+        await eventually("it sleeps, and the door alone is left", over)
         (deployment,) = await self.on.api.list(DEPLOYMENT.path(self.namespace))
         assert deployment["spec"]["replicas"] == 0
-        assert list(self.slices) == [door_name(NAME)] or len(self.hosts()) == 1
+        assert door_name(NAME) in self.slices
 
     async def is_awake(self) -> None:
         async def over() -> bool:
