@@ -39,7 +39,7 @@ kubectl = Kubectl(NAMESPACE)
 # What autoscales, a server's request of CPU, and the load that should bring one more.
 CASES: dict[str, tuple[Json, str, int]] = {
     "cpu": ({"cpuPercent": 50}, "50m", 250),
-    "requests": ({"cpuPercent": 100, "requestsPerSecond": 50}, "500m", 80),
+    "requests": ({"cpuPercent": 100, "requestsPerSecond": 50}, "150m", 80),
 }
 
 

@@ -104,8 +104,8 @@ def test_a_trial_that_begins_under_load_takes_no_capacity(arena: Arena) -> None:
 
 
 def test_servers_come_with_the_requests(arena: Arena, tmp_path: Path) -> None:
-    # So much CPU is asked for that its share alone would never ask for a second server.
-    idle = {"resources": {"requests": {"cpu": "500m", "memory": "64Mi"}, "limits": {"memory": "384Mi"}}}
+    # So much CPU that its share alone would not ask for a second server, and so little that three find room.
+    idle = {"resources": {"requests": {"cpu": "150m", "memory": "64Mi"}, "limits": {"memory": "384Mi"}}}
     with requests_per_second(tmp_path, "5s"):
         begin(arena, "fair", {**BY_REQUESTS, "cpuPercent": 100}, idle)
         eventually("the API has the server's requests", lambda: requests_of(arena.namespace.name))
