@@ -121,8 +121,10 @@ class Settings:
         for one in chosen:
             value = given[one.name]
             variable = "RATCHET_" + one.name.upper()
-            if value is None and environment.get(variable):
-                value = _convert(variable, environment[variable], _kind(one.default))
+            text = environment.get(variable, "")
+            # Kubernetes writes such a RATCHET_PORT into pods beside a Service called `ratchet`.
+            if value is None and text and not text.startswith("tcp://"):
+                value = _convert(variable, text, _kind(one.default))
             if value is not None:
                 values[one.name] = value
         for which in ("token", "admin_token"):

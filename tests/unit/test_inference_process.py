@@ -274,6 +274,7 @@ def test_settings_come_from_flags_then_variables_then_defaults(tmp_path: Path):
     assert (settings.port, settings.max_batch, settings.deterministic) == (9001, 32, True)
     assert (settings.rewards, settings.token, settings.idle_seconds) == (False, "sesame", 120.0)
     assert "sesame" not in repr(settings)
+    assert Settings.read([], {"RATCHET_PORT": "tcp://10.96.0.7:8080"}).port == Settings().port
 
 
 @pytest.mark.parametrize(
