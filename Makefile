@@ -107,7 +107,9 @@ benchmark: install ## Measure against Stable-Baselines3, KubeRay, FastAPI and ot
 	@for name in learner_speed policy_math policy_server policy_soak client decision_log judge operator_latency; do \
 	  $(BIN)/python benchmarks/$$name.py && echo || exit; \
 	done
-	@$(CLUSTER_ENV) $(BIN)/python benchmarks/cartpole_wall_time.py
+	@for name in cartpole_wall_time rollout autoscale; do \
+	  $(CLUSTER_ENV) $(BIN)/python benchmarks/$$name.py && echo || exit; \
+	done
 
 .PHONY: lock
 lock: setup ## Resolve every dependency anew into requirements.lock

@@ -15,7 +15,6 @@ through the stages.
   AnalysisRuns, each of which would have aborted it by itself.
 - each way to be bad, for Ratchet alone, under players of CartPole: from the first answer that was bad, or
   came from elsewhere because the canary's was, to the last one on the canary's arm.
-- `autoscale`: how fast servers follow the load.
 """
 
 import argparse
@@ -47,7 +46,7 @@ from ratchet.policies.artifact import Artifact
 Json = dict[str, Any]
 NAMESPACE, NAME = "rollout-benchmark", "cartpole"
 ASKERS = Path(askers.__file__)
-SIDE_BY_SIDE, HEALTHY, AUTOSCALE = "side by side", "healthy", "autoscale"
+SIDE_BY_SIDE, HEALTHY = "side by side", "healthy"
 ALWAYS, RARELY = "fails-always", "fails-rarely"
 INTERVALS = ((5, 10), (10, 30), (10, 60))
 HEALTHY_SECONDS = 120
@@ -320,29 +319,12 @@ def ways_to_be_bad(store: Store, names: Sequence[str], rate: float) -> None:
         )
 
 
-def autoscale(store: Store) -> None:
-    """Prints the seconds from ten times the load to the first further server that is ready."""
-    good = store.keep("good", cartpoles.balancing())
-    limits = {"replicas": 1, "autoscaling": {"maxReplicas": 4, "cpuPercent": 50}}
-    objects.apply(deployment.manifest(NAME, deployment.source(good), strategy=STRATEGY, **limits))
-    settled(good.digest)
-    eventually("one server is left", lambda: deployment.status(get())["stable"].get("ready") == 1)
-    audience = Audience(kubectl, NAME)
-    audience.start("--rate=400", "--players=16")
-    hears(audience)
-    begun = time.monotonic()
-    eventually("a second server is ready", lambda: deployment.status(get())["stable"].get("ready", 0) > 1)
-    seconds = time.monotonic() - begun
-    audience.stop()
-    print(f"\nFrom 400 requests/s on one server to a second one that is ready: {seconds:.1f} s")
-
-
 def main() -> None:
     """Prints tables; leaves nothing behind."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = [SIDE_BY_SIDE, HEALTHY, *CASES, AUTOSCALE]
+    parts = [SIDE_BY_SIDE, HEALTHY, *CASES]
     parser.add_argument("--quick", action="store_true", help="each once, Argo at its fastest, none healthy")
     parser.add_argument("--only", nargs="*", choices=parts, metavar="PART", default=parts)
     parser.add_argument("--repeats", type=int, help="of each contestant side by side (5, or 1 if quick)")
@@ -370,8 +352,6 @@ def main() -> None:
                 healthy(store, prometheus, arguments.healthy)
         if names := [name for name in CASES if name in only]:
             ways_to_be_bad(store, names, arguments.rate)
-        if AUTOSCALE in only:
-            autoscale(store)
 
 
 if __name__ == "__main__":
