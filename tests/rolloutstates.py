@@ -71,9 +71,12 @@ def record(decision: Decision, action: str = "None") -> DecisionRecord:
 
 
 def errors(canary: int, of: int, stable: int = 8, of_stable: int = 1_620) -> DecisionRecord:
-    """The judge's own record of an error rate."""
+    """The judge's own record of an error rate, after nine looks of equal length."""
     guard = RateAgainstStable("errorRate", "errors", 1.5, 0.001)
-    state = guard.start().add(Count(of, canary), Count(of_stable, stable))
+    state = guard.start()
+    for look in range(9):
+        bad, bad_stable = (all_ // 9 + (look < all_ % 9) for all_ in (canary, stable))
+        state = state.add(Count(of // 9, bad), Count(of_stable // 9, bad_stable))
     return record(guard.judge(state, alpha=0.01, beta=0.05))
 
 
