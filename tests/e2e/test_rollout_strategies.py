@@ -91,7 +91,7 @@ def test_an_ab_test_reports_the_difference_though_few_episodes_report(arena: Are
     arena.play("--rewarded=20")
     arena.mark()
     split = {"weight": 50, "minDuration": "2s"}
-    worse = arena.offer("fair", guards=ANY_RETURNS, strategy={"type": "AB", "ab": split})
+    worse = arena.offer("worse", guards=ANY_RETURNS, strategy={"type": "AB", "ab": split})
 
     def difference() -> Json | None:
         judged = [one for one in arena.status().get("decisions", []) if one["guard"] == "episodeReturn"]
