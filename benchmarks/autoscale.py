@@ -27,6 +27,7 @@ from beside import requests_of, requests_per_second
 from rollouts import bucket, cartpoles, deployment
 from rollouts.audience import Audience
 from rollouts.cluster import Kubectl, eventually
+from rollouts.objects import Objects, is_ready
 
 from ratchet.api.v1alpha1.training import S3
 
@@ -36,27 +37,12 @@ SERVERS = f"ratchet.dev/policy-deployment={NAME}"
 LOOK_SECONDS = 15  # of the autoscaler, by default
 PARTS = ("another is wanted", "it is ready", "it answers")
 kubectl = Kubectl(NAMESPACE)
+objects = Objects(kubectl)
 # What autoscales, a server's request of CPU, and the load that should bring one more.
 CASES: dict[str, tuple[Json, str, int]] = {
     "cpu": ({"cpuPercent": 50}, "50m", 250),
     "requests": ({"cpuPercent": 100, "requestsPerSecond": 50}, "150m", 80),
 }
-
-
-def apply(manifest: Json) -> None:
-    """Creates or changes an object."""
-    kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(manifest))
-
-
-def listed(kinds: str) -> list[Json]:
-    """Objects of the servers."""
-    return json.loads(kubectl("get", kinds, "-l", SERVERS, "-o", "json"))["items"]
-
-
-def is_ready(pod: Json) -> bool:
-    """Whether the Service sends it requests."""
-    conditions = pod["status"].get("conditions", [])
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def answered(pod: Json) -> int:
@@ -67,7 +53,7 @@ def answered(pod: Json) -> int:
 
 def is_quiet() -> bool:
     """Whether one server is all there is, and all that is wanted."""
-    found = listed("hpa,pods")
+    found = objects.list("hpa,pods", SERVERS)
     pods = [one for one in found if one["kind"] == "Pod"]
     wanted = [one["status"].get("desiredReplicas") for one in found if one["kind"] != "Pod"]
     return wanted == [1] and len(pods) == 1 and is_ready(pods[0])
@@ -81,7 +67,7 @@ def step(audience: Audience, rate: int) -> list[float]:
     reached: dict[str, float] = {}
 
     def look() -> bool:
-        found, now = listed("hpa,pods"), time.time()
+        found, now = objects.list("hpa,pods", SERVERS), time.time()
         pods = sorted(
             (one for one in found if one["kind"] == "Pod"), key=lambda p: p["metadata"]["creationTimestamp"]
         )
@@ -108,7 +94,7 @@ def measure(by: str, first: Json, times: int) -> list[list[float]]:
     server = {"resources": {"requests": {"cpu": cpu, "memory": "64Mi"}, "limits": {"memory": "384Mi"}}}
     scaled = {"maxReplicas": 2, "scaleDownAfter": "0s", **autoscaling}
     kubectl("delete", "policydeployment", NAME, "--ignore-not-found", "--wait")
-    apply(deployment.manifest(NAME, first, replicas=1, server=server, autoscaling=scaled))
+    objects.apply(deployment.manifest(NAME, first, replicas=1, server=server, autoscaling=scaled))
     audience = Audience(kubectl, NAME)
     taken: list[list[float]] = []
     for _ in range(times):
@@ -131,9 +117,9 @@ def main() -> None:
     parser.add_argument("--interval", default="5s", help="of Prometheus (%(default)s)")
     arguments = parser.parse_args()
     secret = json.loads(Kubectl("ratchet-s3")("get", "secret", "s3-credentials", "-o", "json"))
-    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    objects.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     metadata = {"name": "s3-credentials"}
-    apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": secret["data"]})
+    objects.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": secret["data"]})
     with bucket.reached() as client:
         place = S3(bucket=deployment.BUCKET, prefix=NAMESPACE)
         first = deployment.source(cartpoles.store(client, place, "good", cartpoles.balancing()))

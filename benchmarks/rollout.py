@@ -38,7 +38,7 @@ from rollouts import askers, bucket, cartpoles, deployment
 from rollouts.audience import Audience
 from rollouts.cartpoles import Stored
 from rollouts.cluster import Kubectl, eventually, signal_container
-from rollouts.objects import Objects
+from rollouts.objects import Objects, is_ready
 
 from ratchet.api.v1alpha1.training import S3
 from ratchet.policies.artifact import Artifact
@@ -225,11 +225,6 @@ def begun(one: Contestant, good: Release, canary: Release) -> None:
     hears(audience)
     one.offer(canary)
     eventually("the canary is ready", lambda: [pod for pod in one.canaries(canary) if is_ready(pod)])
-
-
-def is_ready(pod: Json) -> bool:
-    conditions = pod["status"].get("conditions", [])
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def judged(one: Argo, prometheus: str, interval: int, window: int) -> str:

@@ -4,19 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rollouts.deployment import LONGEST_EPISODE
+from rollouts.objects import Objects, RunsKubectl
 
 Json = dict[str, Any]
 PLAYERS = Path(__file__).with_name("players.py")
 LABEL = "app.kubernetes.io/name=players"
-
-
-class RunsKubectl(Protocol):
-    """Runs kubectl in one namespace; raises where it ends with another code than 0."""
-
-    def __call__(self, *arguments: str, stdin: str | None = None) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +47,7 @@ class Audience:
             "data": {self.program.name: self.program.read_text()},
         }
         for manifest in (config, self._manifest(*flags)):
-            self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(manifest))
+            Objects(self.kubectl).apply(manifest)
 
     def stop(self) -> None:
         """Removes them."""

@@ -2,18 +2,22 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
-
-from rollouts.cluster import Kubectl
+from typing import Any, Protocol
 
 Json = dict[str, Any]
+
+
+class RunsKubectl(Protocol):
+    """Runs kubectl in one namespace; raises where it ends with another code than 0."""
+
+    def __call__(self, *arguments: str, stdin: str | None = None) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Objects:
     """Those of kubectl's namespace."""
 
-    kubectl: Kubectl
+    kubectl: RunsKubectl
 
     def apply(self, manifest: Json) -> None:
         """Creates or changes one."""
@@ -31,3 +35,9 @@ class Objects:
     def list(self, kind: str, selector: str) -> list[Json]:
         """Those with these labels."""
         return json.loads(self.kubectl("get", kind, "-l", selector, "-o", "json"))["items"]
+
+
+def is_ready(pod: Json) -> bool:
+    """Whether Services send it requests."""
+    conditions = pod["status"].get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
