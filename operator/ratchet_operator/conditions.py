@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from pydantic import ValidationError
+
 from ratchet_operator.kinds import Json, items
 from ratchet_operator.ledger import stamp
 
@@ -33,6 +35,12 @@ def yes(reason: str, message: str = "") -> Verdict:
 def no(reason: str, message: str = "") -> Verdict:
     """A verdict that does not hold."""
     return Verdict("False", reason, message)
+
+
+def invalid_spec(error: ValidationError) -> Verdict:
+    """Why a spec that the installed CRD let through can't be read: each field and what is wrong with it."""
+    sentences = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
+    return no("InvalidSpec", "; ".join(sentences))
 
 
 def unknown(reason: str, message: str = "") -> Verdict:

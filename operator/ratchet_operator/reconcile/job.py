@@ -13,7 +13,7 @@ from ratchet_operator.build.network import network_policies
 from ratchet_operator.build.pool import rollout_pool
 from ratchet_operator.build.redis import redis_deployment, redis_service
 from ratchet_operator.build.trainer import ACTIVE_SINCE, trainer_deployment
-from ratchet_operator.conditions import conditions, no
+from ratchet_operator.conditions import conditions, invalid_spec
 from ratchet_operator.drift import stamped
 from ratchet_operator.kinds import (
     DEPLOYMENT,
@@ -153,7 +153,10 @@ def _going_on(
             ),
         )  # fmt: skip
     deletes = [done.delete for done in steps if done.delete is not None]
-    deletes += _redis_removals(context, seen)
+    others = [service for name, service in seen.services.items() if name != context.redis_name]
+    deletes += removals(SERVICE, others, context.uid, "an earlier release made it")
+    if not context.is_redis_managed:
+        deletes += _redis_removals(context, seen)
     deletes += _policy_removals(context, seen)
     taken = [done.taken for done in steps if done.taken is not None]
     waiting = Waiting(
@@ -220,14 +223,9 @@ def _step(wanted: Json, live: Json | None, context: JobContext) -> ChildStep:
 
 
 def _redis_removals(context: JobContext, seen: JobSeen) -> list[Delete]:
-    name = context.redis_name
-    others = [service for found, service in seen.services.items() if found != name]
-    deletes = removals(SERVICE, others, context.uid, "an earlier release made it")
-    if context.is_redis_managed:
-        return deletes
     why = "the job brings its own Redis"
+    name = context.redis_name
     return [
-        *deletes,
         *removals(DEPLOYMENT, [seen.deployments.get(name)], context.uid, why),
         *removals(SERVICE, [seen.services.get(name)], context.uid, why),
     ]
@@ -268,11 +266,10 @@ def _ended(
 
 def _invalid(job: Json, error: ValidationError, now: datetime) -> Plan:
     """A spec that the installed CRD let through and this operator can't read: say so, touch nothing."""
-    sentences = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-    verdict = no("InvalidSpec", "; ".join(sentences))
     wanted: Json = {**status_of(job)}
     generation = job["metadata"].get("generation", 0)
-    wanted["conditions"] = conditions(wanted.get("conditions"), {"Progressing": verdict}, generation, now)
+    verdicts = {"Progressing": invalid_spec(error)}
+    wanted["conditions"] = conditions(wanted.get("conditions"), verdicts, generation, now)
     wanted["observedGeneration"] = generation
     patch, _ = status_patch(job, wanted, 0.0)
     return Plan(status=patch)
