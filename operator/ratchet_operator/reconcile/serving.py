@@ -15,7 +15,7 @@ from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec
 from ratchet_operator.build.serving import EVIDENCE_ANNOTATION, ServingContext, rollout_map, routes_in
 from ratchet_operator.build.waking import door_name, finds_one_of, leads_to
 from ratchet_operator.conditions import Verdict as Answer
-from ratchet_operator.conditions import conditions, no
+from ratchet_operator.conditions import conditions, invalid_spec, no
 from ratchet_operator.kinds import (
     AUTOSCALER,
     DEPLOYMENT,
@@ -34,7 +34,6 @@ from ratchet_operator.kinds import (
 )
 from ratchet_operator.ledger import parse_stamp
 from ratchet_operator.plan import CreateAdminSecret, Plan
-from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.reconcile.children import resource_version
 from ratchet_operator.reconcile.patching import soft_patch
 from ratchet_operator.reconcile.servingchildren import child, children
@@ -103,7 +102,7 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     demand = _demand(context, book, seen)
     look = Seen(
         source=source.name if source is not None else None,
-        arms={arm: _arm(book, arm, one, seen.pods) for arm, one in live.items()},
+        arms={arm: _arm(book, arm, one, len(seen.ready(arm))) for arm, one in live.items()},
         demand=demand,
         routed=book.routed.split,
         split=followed,
@@ -196,9 +195,7 @@ def _selected(context: ServingContext, seen: ServingSeen) -> str | None:
         return None
     arm = sub(live, "spec", "selector").get(REVISION_LABEL)
     # One of which nothing is ready may never have served, and must not be taken for stable; it alone sleeps.
-    has_served = door_name(context.name) in seen.of(ENDPOINT_SLICE) or any(
-        is_ready(pod) and labels_of(pod).get(REVISION_LABEL) == arm for pod in seen.pods
-    )
+    has_served = door_name(context.name) in seen.of(ENDPOINT_SLICE) or seen.ready(arm)
     return arm if has_served else None
 
 
@@ -226,22 +223,17 @@ def _looked(obj: Json, book: Book, seen: ServingSeen) -> Looked | None:
     return looked if looked is not None and looked.asked == asked else not_looked(asked)
 
 
-def _arm(book: Book, arm: str, live: Json, pods: tuple[Json, ...]) -> ArmSeen:
+def _arm(book: Book, arm: str, live: Json, ready: int) -> ArmSeen:
     """An arm whose policy has no name yet has not been asked, and can't be sent anybody."""
     revision = book.revisions.get(arm)
-    ready = sum(is_ready(pod) for pod in pods if labels_of(pod).get(REVISION_LABEL) == arm)
     is_known = revision is not None and revision.policy is not None
     return ArmSeen(spec_of(live).get("replicas", 1), ready if is_known else 0)
 
 
 def _rest(context: ServingContext, book: Book, seen: ServingSeen) -> Rest:
     """Who asks stable for anything, and which way."""
-    slices, stable = seen.of(ENDPOINT_SLICE), book.state.stable
-    hosts = {
-        str(status_of(pod).get("podIP"))
-        for pod in seen.pods
-        if is_ready(pod) and labels_of(pod).get(REVISION_LABEL) == stable
-    }
+    slices = seen.of(ENDPOINT_SLICE)
+    hosts = {str(status_of(pod).get("podIP")) for pod in seen.ready(book.state.stable)}
     return Rest(
         quiet=quiet_seconds(seen.heard.answers),
         door=leads_to(slices.get(door_name(context.name)), seen.door),
@@ -312,13 +304,10 @@ def _problem(book: Book, seen: ServingSeen, taken: list[str]) -> Answer | None:
 
 def _invalid(obj: Json, error: ValidationError, now: datetime) -> Plan:
     """A spec that the installed CRD let through and this operator can't read: say so, touch nothing."""
-    sentences = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
     generation = obj["metadata"].get("generation", 0)
     live = status_of(obj)
     before = {one.get("type"): one for one in items(live, "conditions")}
-    told = conditions(
-        live.get("conditions"), {"Progressing": no("InvalidSpec", "; ".join(sentences))}, generation, now
-    )
+    told = conditions(live.get("conditions"), {"Progressing": invalid_spec(error)}, generation, now)
     others = [one for kind, one in before.items() if kind != "Progressing"]
     patch, _ = soft_patch(live, {**live, "conditions": [*told, *others]}, 0.0, ())
     return Plan(status=patch)

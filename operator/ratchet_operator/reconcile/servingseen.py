@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from ratchet.evidence import Decision
 from ratchet_operator.build.waking import Door
-from ratchet_operator.kinds import Json, Kind
+from ratchet_operator.kinds import REVISION_LABEL, Json, Kind, labels_of
+from ratchet_operator.policies.waiting import is_ready
 from ratchet_operator.reconcile.servinggateway import Looked
 from ratchet_operator.rollout.judging import PodAnswer
 from ratchet_operator.rollout.remembering import Memo
@@ -70,3 +71,7 @@ class ServingSeen:
     def of(self, kind: Kind) -> Mapping[str, Json]:
         """Children of a kind."""
         return self.children.get(kind, {})
+
+    def ready(self, arm: str | None) -> list[Json]:
+        """The pods of an arm that the Service sends requests to."""
+        return [pod for pod in self.pods if is_ready(pod) and labels_of(pod).get(REVISION_LABEL) == arm]

@@ -77,10 +77,13 @@ def _says(stats: ServerStats, route: Route) -> bool:
 
 def _idle(stats: ServerStats) -> float:
     """Seconds since a pod was last asked for an answer of its own."""
-    return min((_since(tally) for tally in stats.arms if _is_own(stats, tally)), default=math.inf)
+    return min(
+        (seconds_since_asked(tally) for tally in stats.arms if _is_own(stats, tally)), default=math.inf
+    )
 
 
-def _since(tally: ArmStats) -> float:
+def seconds_since_asked(tally: ArmStats) -> float:
+    """Infinite where a pod was never asked for this arm's policy."""
     if not tally.requests:
         return math.inf
     return tally.seconds_since_request or 0.0

@@ -5,9 +5,9 @@ found without the door, then it goes. Who asks in between finds one of the two.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ratchet.api.v1alpha1.serverstats import ServerStats
 from ratchet_operator.plan import Occurrence
 from ratchet_operator.rollout.judging import PodAnswer
+from ratchet_operator.rollout.observed import seconds_since_asked
 from ratchet_operator.rollout.values import At, Nap, Rollout
 
 DOOR_SECONDS = 5.0
@@ -73,14 +73,10 @@ def quiet_seconds(answers: Iterable[PodAnswer]) -> float | None:
     for answer in answers:
         if answer.stats is None or answer.stats.websockets:
             return None
-        quiet = _quiet(answer.stats)
+        stats = answer.stats
+        quiet = min((stats.uptime_seconds, *map(seconds_since_asked, stats.arms)))
         found = quiet if found is None else min(found, quiet)
     return found
-
-
-def _quiet(stats: ServerStats) -> float:
-    asked = (one.seconds_since_request for one in stats.arms if one.requests)
-    return min((stats.uptime_seconds, *(one or 0.0 for one in asked)))
 
 
 def _why_wake(at: At, is_ordered: bool) -> str:
