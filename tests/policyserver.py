@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -197,3 +198,11 @@ def two_servers(**settings: Any) -> Generator[tuple[Running, Running]]:
         serving(Pair(policy("a")), **settings) as stable,
     ):
         yield stable, canary
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Waits until a condition holds, 20 seconds at most."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.002)

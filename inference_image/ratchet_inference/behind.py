@@ -43,24 +43,24 @@ class Behind:
         digest: of the policy that it must answer with; None for any.
         arm: `canary` for answers that are given to clients, `shadow` for those that nobody gets.
         forwarding: how.
+        breaker: of this server, for both arms.
         stats: where it is counted.
-
-    Attributes:
-        breaker: of this server as this arm.
 
     Raises:
         ValueError: the URL is none.
 
     """
 
-    def __init__(self, url: str, digest: str | None, arm: str, forwarding: Forwarding, stats: Stats) -> None:
+    def __init__(
+        self, url: str, digest: str | None, arm: str, forwarding: Forwarding, breaker: Breaker, stats: Stats
+    ) -> None:
         most = forwarding.copies if arm == SHADOW else forwarding.most
         self._hop = Hop(url, arm, forwarding.token, most, forwarding.tls)
         self.digest = digest
         self._arm = arm
         self._seconds = forwarding.seconds
         self._stats = stats
-        self.breaker = Breaker()
+        self.breaker = breaker
 
     @property
     def full(self) -> bool:
@@ -79,7 +79,7 @@ class Behind:
 
         """
         now = asyncio.get_running_loop().time
-        if not self.breaker.allows(now()):
+        if not self.breaker.allows and not (self._arm == SHADOW and self.breaker.tries(now())):
             raise HopError(BREAKER_OPEN)
         space, rows = fitting.spec.action, len(question)
         began = perf_counter()

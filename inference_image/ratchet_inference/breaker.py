@@ -6,7 +6,10 @@ State = Literal["Closed", "Open", "HalfOpen"]
 
 
 class Breaker:
-    """Opens when the last few answers failed, or half of more; tries one after a pause, longer each time.
+    """Opens when the last few answers failed, or half of more; after each pause one copy may try the server.
+
+    Nobody waits for a copy, so a try costs no client anything, and what it finds is evidence against the
+    server while clients are kept from it. The first copy that is answered well closes it.
 
     A server that answers one in twenty wrongly has five in a row once in three million answers; one that
     answers nothing else is known after five.
@@ -14,28 +17,30 @@ class Breaker:
     Args:
         window: answers of which half must have failed.
         in_a_row: failures, one after the other, that are enough.
-        first_pause: seconds; doubled each time a try fails.
-        longest_pause: seconds.
+        pause: seconds between two tries.
 
     """
 
-    def __init__(
-        self, window: int = 20, in_a_row: int = 5, first_pause: float = 0.5, longest_pause: float = 30.0
-    ) -> None:
+    def __init__(self, window: int = 20, in_a_row: int = 5, pause: float = 0.5) -> None:
         self._window = window
         self._in_a_row = in_a_row
-        self._first_pause = first_pause
-        self._longest_pause = longest_pause
         self._failures: list[bool] = []
-        self._pause = first_pause
+        self._pause = pause
         self._until = 0.0
         self.state: State = "Closed"
 
-    def allows(self, now: float) -> bool:
-        """Whether to ask now. Whoever is allowed must say how it went."""
-        if self.state == "Closed":
-            return True
-        if now < self._until:
+    @property
+    def allows(self) -> bool:
+        """Whether to ask for somebody who waits. Whoever asks must say how it went."""
+        return self.state == "Closed"
+
+    def is_due(self, now: float) -> bool:
+        """Whether a try is."""
+        return self.state != "Closed" and now >= self._until
+
+    def tries(self, now: float) -> bool:
+        """Takes the try that is due, if one is. Whoever takes it must ask, and say how it went."""
+        if not self.is_due(now):
             return False
         # One at a time; should its answer be lost, the next pause allows another.
         self.state = "HalfOpen"
@@ -47,7 +52,6 @@ class Breaker:
         if self.state != "Closed":
             self.state = "Closed"
             self._failures.clear()
-            self._pause = self._first_pause
         self._note(False)
 
     def failed(self, now: float) -> None:
@@ -55,10 +59,8 @@ class Breaker:
         if self.state == "Open":
             return
         self._note(True)
-        if self.state == "HalfOpen":
-            self._pause = min(2 * self._pause, self._longest_pause)
-            self._open(now)
-        elif 2 * sum(self._failures) >= self._window or self._has_none_but_failures():
+        is_enough = 2 * sum(self._failures) >= self._window or self._has_none_but_failures()
+        if self.state == "HalfOpen" or is_enough:
             self._open(now)
 
     def _has_none_but_failures(self) -> bool:

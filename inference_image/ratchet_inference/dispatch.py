@@ -5,6 +5,7 @@ it reaches; one that names none, or one that is gone, goes where the hash of its
 The canary's answer is checked like a policy's own; when it is late, wrong or missing, this server answers.
 `arm` in an answer is the one that was chosen, `digest` and `fallback` say who answered in fact. Of what this
 server answers itself, the canary may get copies, whose answers are checked and counted, and given to nobody.
+A canary that fails is left alone but for one copy from time to time, until it answers one.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from ratchet.api.v1alpha1.serverstats import Route
 from ratchet_inference.asking import CANARY, SHADOW, STABLE, Question
 from ratchet_inference.batching import Answering
 from ratchet_inference.behind import Behind, Forwarding
-from ratchet_inference.breaker import State
+from ratchet_inference.breaker import Breaker, State
 from ratchet_inference.fitting import Fitting
 from ratchet_inference.hop import HopError
 from ratchet_inference.problems import Problem, bad_request, internal
@@ -79,7 +80,9 @@ class Dispatch:
             raise Problem(409, "old-route", words)
         if (route.canary, route.digest) != (before.canary, before.digest):
             behind = self._canary, self._shadow
-            self._canary, self._shadow = self._behind(route, CANARY), self._behind(route, SHADOW)
+            breaker = Breaker()
+            self._canary = self._behind(route, CANARY, breaker)
+            self._shadow = self._behind(route, SHADOW, breaker)
             for one in behind:
                 if one:
                     one.close()
@@ -116,11 +119,11 @@ class Dispatch:
         if copy and self._shadow:
             self._later(self._ask_shadow(copy, self._shadow, fitting))
 
-    def _behind(self, route: Route, arm: str) -> Behind | None:
+    def _behind(self, route: Route, arm: str, breaker: Breaker) -> Behind | None:
         if route.canary is None:
             return None
         try:
-            return Behind(route.canary, route.digest, arm, self._forwarding, self._stats)
+            return Behind(route.canary, route.digest, arm, self._forwarding, breaker, self._stats)
         except ValueError as error:
             words = f"canary is no http://host:port: {error}"
             raise bad_request("bad-field", words) from error
@@ -182,9 +185,7 @@ class Dispatch:
         if self._shadow.full:
             self._stats.copies_dropped += 1
             return None
-        copy = question.part(rows)
-        copy.ids = copy.policies = None
-        return copy
+        return _copied(question, rows)
 
     def _later(self, work: Coroutine[Any, Any, None], failed: Callable[[], None] | None = None) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -208,7 +209,11 @@ class Dispatch:
         except HopError as error:
             tally = self._stats.tally(CANARY, canary.digest or "", fitting.spec.action)
             tally.fallbacks[STABLE, error.reason] += len(question)
+            is_due = canary.breaker.is_due(asyncio.get_running_loop().time())
+            copy = _copied(question, list(range(len(question)))) if is_due else None
             self._answer_instead(question)
+            if copy and self._shadow:
+                self._later(self._ask_shadow(copy, self._shadow, fitting))
             return
         if question.episodes and question.steps:
             now = asyncio.get_running_loop().time()
@@ -233,6 +238,12 @@ class Dispatch:
         except Problem as problem:
             question.problem = problem
             question.end()
+
+
+def _copied(question: Question, rows: list[int]) -> Question:
+    copy = question.part(rows)
+    copy.ids = copy.policies = None
+    return copy
 
 
 def _failed(question: Question) -> None:

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from policyserver import (
     Kept,
     Pair,
     Running,
+    eventually,
     policy,
     send_to,
     serving,
@@ -27,13 +27,6 @@ from test_inference_routing import GOOD_BATCH_ROW, http_answer, stand_in
 
 OBSERVATION = [0.1, -0.2, 0.3, 0.4]
 A, C = "a" * 64, "c" * 64
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.002)
 
 
 def copied(running: Running) -> int:

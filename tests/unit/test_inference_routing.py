@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from policyserver import RECURRENT, Broken, Pair, Running, policy, send_to, serving, tallies, two_servers
+from policyserver import (
+    RECURRENT,
+    Broken,
+    Pair,
+    Running,
+    eventually,
+    policy,
+    send_to,
+    serving,
+    tallies,
+    two_servers,
+)
 from ratchet_inference.breaker import Breaker
 from ratchet_inference.dispatch import share
 
@@ -77,20 +88,25 @@ def test_shares_are_even_and_another_salt_chooses_others():
     assert abs(((first < 0.1) & (second < 0.1)).mean() - 0.01) < 0.004
 
 
-def test_the_breaker_opens_tries_once_and_waits_longer_each_time():
-    breaker = Breaker(window=4, first_pause=1, longest_pause=3)
+def test_the_breaker_opens_and_allows_nobody_before_a_try_is_answered():
+    breaker = Breaker(window=4, pause=1)
     breaker.failed(0)
-    assert breaker.allows(0)
+    assert breaker.allows
+    assert not breaker.tries(0)
     breaker.failed(0)
-    assert not breaker.allows(0.9)
-    assert breaker.allows(1)
-    assert not breaker.allows(1)
+    assert not breaker.allows
+    assert not breaker.tries(0.9)
+    assert breaker.is_due(1)
+    assert breaker.tries(1)
+    assert not breaker.tries(1)
     breaker.failed(1)
-    assert not breaker.allows(2.9)
-    assert breaker.allows(3)
+    assert not breaker.tries(1.9)
+    assert breaker.tries(2)
+    assert not breaker.allows
     breaker.succeeded()
     assert breaker.state == "Closed"
-    assert all(breaker.allows(3) for _ in range(9))
+    assert breaker.allows
+    assert not breaker.tries(9)
 
 
 def test_the_breaker_opens_sooner_for_a_server_that_gives_nothing_but_failures():
@@ -107,7 +123,7 @@ def test_a_few_failures_among_many_answers_do_not_open_the_breaker():
     breaker = Breaker(window=10)
     for i in range(100):
         breaker.failed(i) if i % 4 == 0 else breaker.succeeded()
-        assert breaker.allows(i)
+        assert breaker.allows
 
 
 def test_the_canary_gets_its_share_and_each_episode_stays():
@@ -284,6 +300,33 @@ def test_a_canary_that_never_answers_costs_its_budget_and_then_nothing():
     assert set(seen["errors"]) == {"canary-timeout"}
     assert seen["fallbacks"]["stable"]["breaker-open"] == 20 - seen["errors"]["canary-timeout"] > 0
     assert breaker != "Closed"
+
+
+def test_a_canary_that_fails_is_tried_with_copies_until_it_answers_one():
+    asked: list[bytes] = []
+    well = threading.Event()
+
+    def answer(request: bytes) -> bytes:
+        arm = request.partition(b"ratchet-arm: ")[2].partition(b"\r\n")[0]
+        asked.append(arm)
+        row = {**GOOD_BATCH, **{name: found[:1] for name, found in GOOD_BATCH.items() if found}}
+        return http_answer(GOOD if arm == b"canary" else row, 200 if well.is_set() else 500)
+
+    with stand_in(answer) as port, serving(Pair(policy("a"))) as stable:
+        send_to(stable, port, 1.0, digest="c" * 64)
+
+        def ask() -> str | None:
+            return stable.act(observation=OBSERVATION)[1]["fallback"]
+
+        eventually(lambda: bool(ask()) and asked.count(b"shadow") >= 2)
+        assert asked.count(b"canary") == 5
+        well.set()
+        eventually(lambda: ask() is None)
+        (seen,), (copies,) = tallies(stable, "canary"), tallies(stable, "shadow")
+    # No client waited for a try, and each is counted once.
+    assert seen["errors"] == {"canary-error": 5}
+    assert copies["errors"]["canary-error"] == asked.count(b"shadow") - 1
+    assert copies["predictions"] == 1
 
 
 def test_more_questions_than_the_canary_may_hold_are_answered_here():
