@@ -183,6 +183,7 @@ def send_to(running: Running, port: int, weight: float, generation: int = 1, **m
     """Gives a server a route to the canary on that port."""
     route = Route(generation=generation, canary=f"http://127.0.0.1:{port}", weight=weight, **more)
     running.call(lambda: running.server.dispatch.set_route(route))
+    running.run(running.server.dispatch.reached())
 
 
 def tallies(running: Running, arm: str) -> list[Any]:

@@ -103,10 +103,15 @@ class Admin:
         return seconds
 
     def put_route(self, exchange: Exchange) -> None:
-        """Takes a route; what it answers is the route in force."""
+        """Takes a route; what it answers is the route in force, once its canary is reached or soon after."""
         self._dispatch.set_route(_parse(Route, exchange))
         log.info("routes", extra={"fields": self._dispatch.route.to_wire()})
-        self.get_route(exchange)
+
+        async def answer() -> None:
+            await self._dispatch.reached()
+            self.get_route(exchange)
+
+        self._later(exchange, answer)
 
     def get_route(self, exchange: Exchange) -> None:
         """Says which route is in force."""

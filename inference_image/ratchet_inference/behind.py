@@ -14,6 +14,9 @@ from ratchet_inference.hop import BREAKER_OPEN, Hop, HopError
 from ratchet_inference.replies import read_reply
 from ratchet_inference.stats import Stats
 
+# After which a server that was never reached is tried with copies all the same, which is evidence against it.
+UNREACHED_SECONDS = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
@@ -70,6 +73,16 @@ class Behind:
     def close(self) -> None:
         """Closes what is idle; what is in use ends with its answer."""
         self._hop.close()
+
+    async def reach(self) -> None:
+        """Keeps everybody from the server until there is a way to it.
+
+        One that is ready may be out of reach for a second more, until every node knows the way; and its name
+        takes longer to look up than a question can wait.
+        """
+        self.breaker.hold(asyncio.get_running_loop().time() + UNREACHED_SECONDS)
+        if await self._hop.reach():
+            self.breaker.succeeded()
 
     async def ask(self, question: Question, fitting: Fitting) -> None:
         """Fills a question with the server's answer.

@@ -34,6 +34,11 @@ class Breaker:
         """Whether to ask for somebody who waits. Whoever asks must say how it went."""
         return self.state == "Closed"
 
+    def hold(self, until: float) -> None:
+        """Keeps everybody from a server that nobody has reached yet: tries too, until then."""
+        self.state = "Open"
+        self._until = until
+
     def is_due(self, now: float) -> bool:
         """Whether a try is."""
         return self.state != "Closed" and now >= self._until
@@ -48,7 +53,7 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        """It answered."""
+        """It answered, or was reached for the first time."""
         if self.state != "Closed":
             self.state = "Closed"
             self._failures.clear()

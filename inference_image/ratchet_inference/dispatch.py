@@ -30,6 +30,8 @@ from ratchet_inference.stats import Stats
 
 log = logging.getLogger(__name__)
 
+REACH_SECONDS = 0.25  # that whoever gives a route waits for the way to its canary
+
 
 def share(salt: str, episode: str) -> float:
     """Where an episode lies in [0, 1). Below the weight it is the canary's, so that a ramp only adds."""
@@ -58,6 +60,7 @@ class Dispatch:
         self._forwarding = forwarding
         self._random = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reaching: asyncio.Task[None] | None = None
 
     @property
     def breaker(self) -> State:
@@ -66,6 +69,8 @@ class Dispatch:
 
     def set_route(self, route: Route) -> None:
         """Takes a new route at once; questions on their way end as they began.
+
+        A new canary gets its share as soon as there is a way to it.
 
         Raises:
             Problem: it is older than the one in force, or another one of the same generation, or its canary
@@ -86,7 +91,13 @@ class Dispatch:
             for one in behind:
                 if one:
                     one.close()
+            self._reaching = self._later(self._canary.reach()) if self._canary else None
         self.route = route
+
+    async def reached(self) -> None:
+        """Waits until there is a way to the canary, for a moment at most."""
+        if self._reaching:
+            await asyncio.wait({self._reaching}, timeout=REACH_SECONDS)
 
     def ask(self, question: Question) -> None:
         """Takes a question; its `done` is called when it is answered.
@@ -187,11 +198,14 @@ class Dispatch:
             return None
         return _copied(question, rows)
 
-    def _later(self, work: Coroutine[Any, Any, None], failed: Callable[[], None] | None = None) -> None:
+    def _later(
+        self, work: Coroutine[Any, Any, None], failed: Callable[[], None] | None = None
+    ) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         # The loop itself holds tasks only weakly.
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, failed))
+        return task
 
     def _ended(self, failed: Callable[[], None] | None, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

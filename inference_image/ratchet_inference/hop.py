@@ -14,6 +14,8 @@ BREAKER_OPEN = "breaker-open"
 MISDIRECTED = 421  # what a policy of other spaces answers
 # After which a connection, or an answer, that a question could not wait for is given up.
 LATE_SECONDS = 5.0
+# Between two tries to reach the other server for the first time.
+PAUSE_SECONDS = 0.1
 
 
 class HopError(Exception):
@@ -160,6 +162,17 @@ class Hop:
             raise HopError("canary-unreachable") from error
         finally:
             self._busy -= 1
+
+    async def reach(self) -> bool:
+        """Opens the first connection, however long that takes; False where this way was closed meanwhile."""
+        while self._most:
+            try:
+                self._keep(await self._connect())
+            except OSError:
+                await asyncio.sleep(PAUSE_SECONDS)
+            else:
+                return True
+        return False
 
     def close(self) -> None:
         """Closes what is idle; what is in use ends with its answer."""

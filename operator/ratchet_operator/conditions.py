@@ -38,9 +38,15 @@ def no(reason: str, message: str = "") -> Verdict:
 
 
 def invalid_spec(error: ValidationError) -> Verdict:
-    """Why a spec that the installed CRD let through can't be read: each field and what is wrong with it."""
-    sentences = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-    return no("InvalidSpec", "; ".join(sentences))
+    """Why a spec that the installed CRD let through can't be read."""
+    return no("InvalidSpec", words_of(error))
+
+
+def words_of(error: ValidationError) -> str:
+    """Each field and what is wrong with it."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()
+    )
 
 
 def unknown(reason: str, message: str = "") -> Verdict:

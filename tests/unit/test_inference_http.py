@@ -18,7 +18,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policyserver import RECURRENT, SPEC, Broken, Pair, Running, answers, policy, post, send_to, serving
+from policyserver import (
+    RECURRENT,
+    SPEC,
+    Broken,
+    Pair,
+    Running,
+    answers,
+    eventually,
+    policy,
+    post,
+    send_to,
+    serving,
+)
 from ratchet_inference.decisions.rewards import Rewards, RewardSettings
 from test_inference_routing import http_answer, stand_in
 
@@ -459,6 +471,7 @@ def test_a_canary_is_asked_over_tls_with_our_own_certificate(certificates: Path)
     ):
         route = Route(generation=1, canary=f"https://localhost:{canary.port}", weight=1.0)
         stable.call(lambda: stable.server.dispatch.set_route(route))
+        eventually(lambda: stable.server.dispatch.breaker == "Closed")
         context = ssl.create_default_context(cafile=cert)
         context.load_cert_chain(cert, key)
         with stable.connect() as raw, context.wrap_socket(raw, server_hostname="localhost") as known:

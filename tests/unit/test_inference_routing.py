@@ -32,9 +32,9 @@ OBSERVATION = [0.1, -0.2, 0.3, 0.4]
 
 
 @contextmanager
-def stand_in(answer: Callable[[bytes], bytes | None]) -> Generator[int]:
+def stand_in(answer: Callable[[bytes], bytes | None], port: int = 0) -> Generator[int]:
     """A server that answers each request with bytes, or closes the connection for None. Its port."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
 
     def talk(connection: socket.socket) -> None:
         with connection:
@@ -327,6 +327,21 @@ def test_a_canary_that_fails_is_tried_with_copies_until_it_answers_one():
     assert seen["errors"] == {"canary-error": 5}
     assert copies["errors"]["canary-error"] == asked.count(b"shadow") - 1
     assert copies["predictions"] == 1
+
+
+def test_a_canary_out_of_reach_has_no_users_and_no_failures_before_there_is_a_way_to_it():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    with serving(Pair(policy("a"))) as stable:
+        send_to(stable, port, 1.0, digest="c" * 64)
+        asked = [stable.act(observation=OBSERVATION)[1]["fallback"] for _ in range(9)]
+        (unreached,) = tallies(stable, "canary")
+        with stand_in(lambda _: http_answer(GOOD), port):
+            eventually(lambda: stable.act(observation=OBSERVATION)[1]["fallback"] is None)
+            (reached,) = tallies(stable, "canary")
+    assert asked == ["stable"] * 9
+    assert (unreached["errors"], unreached["fallbacks"]) == ({}, {"stable": {"breaker-open": 9}})
+    assert reached["errors"] == {}
 
 
 def test_more_questions_than_the_canary_may_hold_are_answered_here():

@@ -103,6 +103,26 @@ def test_each_answer_counts_once_however_often_and_late_it_comes():
     assert judged.counted == (20, 2, 200, 0)
 
 
+def test_a_bad_moment_is_one_event_however_soon_one_looks_again():
+    def after(*seconds: float) -> Verdict:
+        judged, asked = Judged(answer("a", 900)), 0
+        for number, wait in enumerate(seconds):
+            asked += 20
+            judged.look(answer("a", 901 + number, own(asked), theirs(asked, asked)), CANARY_POD, after=wait)
+        return judged.of("errorRate").verdict
+
+    assert after(1.0, 0.05, 0.1, 0.2) is Verdict.NOT_ENOUGH_EVIDENCE
+    assert after(1.0, 1.0, 1.0, 1.0) is Verdict.FAIL
+
+
+def test_what_was_passed_over_counts_at_the_next_look():
+    judged = Judged(answer("a", 900))
+    judged.look(answer("a", 900.1, own(10, 1), theirs(10)), after=0.1)
+    assert judged.counted == (0, 0, 0, 0)
+    judged.look(answer("a", 901.1, own(90, 1), theirs(20)))
+    assert judged.counted == (20, 0, 90, 1)
+
+
 def test_answers_that_are_lost_lose_nothing():
     judged = Judged(answer("a", 900))
     judged.look(PodAnswer("a", OLD, None)).look(PodAnswer("a", OLD, None))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def judged(new: Any, **route: Any) -> tuple[Evidence, dict[str, Decision]]:
             if number:
                 for i in range(REQUESTS):
                     assert stable.act(observation=OBSERVATION, episode=f"e{i}")[0] == 200
-            now = datetime.now(UTC)
+            now = datetime.now(UTC) + timedelta(seconds=number)
             seen = answers(stable, canary)
             evidence, decisions = judge(court, evidence, "t", NEW, OLD, seen, 0, now)
     return evidence, {one.guard: one for one in decisions}

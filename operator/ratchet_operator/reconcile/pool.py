@@ -16,7 +16,7 @@ from ratchet.api.v1alpha1 import (
 )
 from ratchet_operator.build.context import JobContext, PoolContext, pool_selector
 from ratchet_operator.build.workers import CONTAINER, worker_set
-from ratchet_operator.conditions import Verdict, conditions, no, yes
+from ratchet_operator.conditions import Verdict, conditions, invalid_spec, no, yes
 from ratchet_operator.drift import stamped
 from ratchet_operator.kinds import (
     JOB_UID_LABEL,
@@ -98,8 +98,7 @@ def reconcile_pool(pool: Json, seen: PoolSeen, now: datetime) -> Plan:
         spec = parsed(RolloutPoolSpec, pool)
         job_spec = parsed(RLTrainingJobSpec, seen.job) if seen.job is not None else None
     except ValidationError as error:
-        pause = no("InvalidSpec", "; ".join(item["msg"] for item in error.errors()))
-        return Plan(status=_status(pool, None, seen, _Workers(0, pause=pause), now)[0])
+        return Plan(status=_status(pool, None, seen, _Workers(0, pause=invalid_spec(error)), now)[0])
     uid = uid_of(pool)
     if seen.job is None or job_spec is None or is_deleting(seen.job):
         if (controller_of(pool) or {}).get("kind") == TRAINING_JOB.kind:

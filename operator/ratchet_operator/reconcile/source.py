@@ -13,7 +13,7 @@ from ratchet.api.v1alpha1.policydeployment import (
     TrainingJobSource,
 )
 from ratchet.api.v1alpha1.trainingjob import CheckpointInfo, Checkpoints
-from ratchet_operator.conditions import Verdict, no, yes
+from ratchet_operator.conditions import Verdict, no, words_of, yes
 from ratchet_operator.kinds import Json, is_deleting, name_of, namespace_of, status_of, sub, uid_of
 from ratchet_operator.rollout.book import Book
 from ratchet_operator.rollout.revision import Checkpoint
@@ -103,7 +103,7 @@ def _of_job(source: TrainingJobSource, job: Json | None) -> Sourced:
         spec = parsed(RLTrainingJobSpec, job)
         stored = Checkpoints.model_validate(sub(status_of(job), "checkpoints"), extra="ignore")
     except ValidationError as error:
-        return Sourced(None, no("JobUnreadable", f"RLTrainingJob {name}: {error.errors()[0]['msg']}"))
+        return Sourced(None, no("JobUnreadable", f"RLTrainingJob {name}: {words_of(error)}"))
     chosen = _chosen(source, stored)
     if chosen is None:
         return Sourced(None, no("WaitingForCheckpoint", _waiting(source, stored)))

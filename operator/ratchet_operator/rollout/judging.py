@@ -48,6 +48,8 @@ from ratchet_operator.rollout.counting import (
 )
 from ratchet_operator.rollout.fromspec import Court, Tested
 
+# Looks may follow one another sooner, when something was written: a bad second must not count as two events.
+LOOK_SECONDS = 0.9
 # An arm none of whose pods has answered for so long can't be judged.
 SILENT_SECONDS = 10.0
 # Of more pods of an arm so many are sample enough, and all that an annotation has room for.
@@ -79,6 +81,7 @@ class Evidence(ApiModel):
     Attributes:
         trial: whose evidence this is; another trial begins with none.
         began: when it was first judged; unix seconds of the operator's clock, as all times here.
+        looked: when answers were last taken in.
         complete_since: a pod that is not in `pods` and began later was never counted.
         policies: what an arm's pods call their policy.
         heard: when a pod of an arm last said something new.
@@ -94,6 +97,7 @@ class Evidence(ApiModel):
 
     trial: str = ""
     began: float = 0.0
+    looked: float = 0.0
     complete_since: float = 0.0
     policies: dict[str, str] = Field(default={})
     heard: dict[str, float] = Field(default={})
@@ -131,6 +135,8 @@ def judge(
 ) -> tuple[Evidence, tuple[Decision, ...]]:
     """Takes in what the pods say and judges the trial. To be asked once a second, from the trial's beginning.
 
+    Who asks sooner gets the same verdicts again; nothing is lost, for what pods say is cumulative.
+
     Args:
         court: from the spec.
         evidence: what the call before returned, or what the ledger has kept of it.
@@ -157,7 +163,8 @@ def judge(
     )
     # Before the canary has said what it calls its policy, no answer can be told to be its own.
     if canary in evidence.policies:
-        evidence = _take(court, evidence, canary, stable, answers, at)
+        if abs(at - evidence.looked) >= LOOK_SECONDS:
+            evidence = _update(_take(court, evidence, canary, stable, answers, at), looked=at)
         silent = _silent(evidence, answers, at)
     else:
         silent = ""
