@@ -7,7 +7,8 @@ through the stages.
 
 - `side by side`: the canary answers every request with 500; 50 requests a second, each on a connection of its
   own and never asked twice. The time is from the first request that reached the canary to the last, by the
-  canary's own log; *failed* are those that the client got no answer to. Ratchet judges by its default guards;
+  canary's own log, without the copies that nobody waits for; *failed* are those that the client got no answer
+  to. Ratchet judges by its default guards;
   Argo by a Prometheus that scrapes each second, at several intervals, with the surge that it has by default,
   and with one that lets the canary go at once.
 - `healthy`: both arms answer one request in 200 with 500, the limit is one in a hundred, 20 requests a second
@@ -111,8 +112,8 @@ class Met:
     """What became of one canary that answers nothing but 500.
 
     Attributes:
-        seconds: from the first request that reached it to the last one.
-        requests: that reached it.
+        seconds: from the first request that reached it to the last one, without copies.
+        requests: that reached it, likewise.
         failed: of the users.
 
     """
@@ -145,6 +146,7 @@ def tried(one: Contestant, good: Release, bad: Release) -> Met:
         requests, first, last = said.asked()
     report = audience.end(eventually)
     audience.stop()
+    one.remove()
     return Met(last - first, requests, report["failed"])
 
 
@@ -211,8 +213,7 @@ def healthy(store: Store, prometheus: str, runs: int) -> None:
                 print(f"<!-- {one.name}: {one.why(canary)} -->")
         for one, *_ in pairs:
             Audience(kubectl, one.name).stop()
-            kind = "policydeployment" if isinstance(one, Ratchet) else "rollouts.argoproj.io"
-            kubectl("delete", kind, one.name, "--wait=false")
+            one.remove()
     print(f"\nBoth arms fail in 0.5%, 20 requests/s for {HEALTHY_SECONDS} s: taken out, of {runs}\n")
     print("\n".join(["| | taken out |", "| --- | --- |", *(f"| {who} | {n} |" for who, n in wrong.items())]))
 

@@ -50,6 +50,10 @@ class Contestant(Protocol):
     @property
     def title(self) -> str: ...
 
+    def remove(self) -> None:
+        """Leaves nothing of it, its pods included."""
+        ...
+
     def serve(self, release: Release) -> None:
         """Gives a release to everybody, and waits until it has all its servers and nothing else is tried."""
         ...
@@ -92,6 +96,10 @@ class Ratchet:
     def title(self) -> str:
         """For people."""
         return "Ratchet"
+
+    def remove(self) -> None:
+        """See Contestant."""
+        self.objects.remove("policydeployment", self.name)
 
     def serve(self, release: Release) -> None:
         """See Contestant."""
@@ -168,6 +176,10 @@ class Argo:
         """For people."""
         unavailable = f", maxUnavailable {self.unavailable}" if self.unavailable else ""
         return f"Argo, each {self.interval} s over {self.window} s{unavailable}"
+
+    def remove(self) -> None:
+        """See Contestant."""
+        self.objects.remove("rollouts.argoproj.io", self.name)
 
     def serve(self, release: Release) -> None:
         """See Contestant."""

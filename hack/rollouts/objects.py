@@ -27,6 +27,10 @@ class Objects:
         """Merges changes into one."""
         self.kubectl("patch", kind, name, "--type=merge", "-p", json.dumps(changes))
 
+    def remove(self, kind: str, name: str) -> None:
+        """Deletes one, and waits until it is gone with all that it owns."""
+        self.kubectl("delete", kind, name, "--cascade=foreground")
+
     def find(self, kind: str, name: str) -> Json | None:
         """One, or None where there is none."""
         found = self.kubectl("get", kind, name, "--ignore-not-found", "-o", "json")
