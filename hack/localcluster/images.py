@@ -169,6 +169,7 @@ def build(name: str, settings: Settings, log: Path) -> None:
     if recipe.base:
         build(recipe.base, settings, log)
     prepare_build_folder(settings, log)
+    before = docker.image_id(tag := image_name(name))
     arguments = {
         "BASE_IMAGE": image_name(recipe.base) if recipe.base else PYTHON.name(),
         **{key: os.environ[key] for key in PASSED_ON if os.environ.get(key)},
@@ -177,13 +178,16 @@ def build(name: str, settings: Settings, log: Path) -> None:
         write_context(settings, context)
         context.seek(0)
         docker.build(
-            f"ratchet-{name}:dev",
+            tag,
             Path(recipe.dockerfile),
             context,
             log=log,
             arguments=arguments,
             hint="The build uses the machine's network and the certificates in .build/ca-certificates.crt.",
         )
+    if before not in (None, docker.image_id(tag)):
+        # A day of builds would fill the disk. Where another image stands on it, Docker keeps it.
+        answer(["docker", "image", "rm", before])
 
 
 def write_context(settings: Settings, output: IO[bytes]) -> None:
