@@ -81,7 +81,7 @@ def errors(canary: int, of: int, stable: int = 8, of_stable: int = 1_620) -> Dec
 
 
 def nan(seen: int, answers: int) -> DecisionRecord:
-    return record(TripWire("nan", "answers with NaN").judge(seen, answers))
+    return record(TripWire("nan", "answer with NaN", "answers with NaN").judge(seen, answers))
 
 
 def returns(canary: float, stable: float, low: float, high: float, n: int = 120) -> DecisionRecord:

@@ -297,19 +297,25 @@ class TripWire:
     """Never more than `limit` of something that must not be: NaN, crashes, forbidden actions. State: a count.
 
     No statistics and no share of the false-rollback rate: each occurrence is a fault by itself.
+
+    Attributes:
+        one, more: what it is, in words, for one and for several.
+
     """
 
     name: str
-    what: str
+    one: str
+    more: str
     limit: int = 0
 
     def judge(self, state: int, answers: int) -> Decision:
         """The verdict; answers is how many there were in all."""
         failed = state > self.limit
+        what = self.one if state == 1 else self.more
         return Decision(
             self.name,
             Verdict.FAIL if failed else Verdict.PASS if answers else Verdict.NOT_ENOUGH_EVIDENCE,
-            f"{state:,} {self.what} in {answers:,} canary answers, {self.limit:,} allowed.",
+            f"{state:,} {what} in {answers:,} canary answers, {self.limit:,} allowed.",
             canary=float(state),
             canary_n=answers,
             bound=float(self.limit),

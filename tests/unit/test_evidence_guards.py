@@ -243,10 +243,12 @@ def test_a_record_holds_the_difference_that_its_bounds_are_of():
 
 
 def test_a_trip_wire_needs_no_statistics():
-    wire = TripWire("nan", "answers with NaN")
+    wire = TripWire("nan", "answer with NaN", "answers with NaN")
     assert wire.judge(1, 1).verdict is Verdict.FAIL
     assert wire.judge(0, 100).verdict is Verdict.PASS
     assert wire.judge(0, 0).verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert wire.judge(1, 0).sentence == "1 answer with NaN in 0 canary answers, 0 allowed."
+    assert wire.judge(2, 9).sentence == "2 answers with NaN in 9 canary answers, 0 allowed."
 
 
 def test_shares_of_the_false_rollback_rate_sum_to_it():

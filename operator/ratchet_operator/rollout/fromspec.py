@@ -88,10 +88,10 @@ def court_of(spec: PolicyDeploymentSpec) -> Court:
     wires = (
         (
             guards.mask_violations,
-            TripWire("maskViolations", "forbidden actions", guards.mask_violations.limit),
+            TripWire("maskViolations", "forbidden action", "forbidden actions", guards.mask_violations.limit),
         ),
-        (guards.nan, TripWire("nan", "answers with NaN", guards.nan.limit)),
-        (guards.restarts, TripWire("restarts", "restarts", guards.restarts.limit)),
+        (guards.nan, TripWire("nan", "answer with NaN", "answers with NaN", guards.nan.limit)),
+        (guards.restarts, TripWire("restarts", "restart", "restarts", guards.restarts.limit)),
     )
     return Court(
         tuple(one for _, tested in _guards(spec) for one in tested),
