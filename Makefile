@@ -36,6 +36,8 @@ demo: doctor venv install ## From nothing to a learned policy on a local cluster
 
 .PHONY: test
 test: doctor venv install ## Test everything, on the local cluster where a cluster is what is tested
+	@# What the demo left running would take the room of the tests' pods on a small machine.
+	@$(CLUSTER_ENV) $$(hack/cluster tool kubectl) delete rltrainingjob,policydeployment cartpole --namespace=default --ignore-not-found
 	@$(CLUSTER_ENV) $(BIN)/pytest tests
 
 .PHONY: help
