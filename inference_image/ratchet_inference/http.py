@@ -85,7 +85,8 @@ class Listener:
             connection.drain()
         if self.connections:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._left.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._left.wait()
         for connection in list(self.connections):
             connection.abort()
 

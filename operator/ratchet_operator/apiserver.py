@@ -89,10 +89,16 @@ class Bucket:
 
 
 class ApiServer:
-    """Requests to one API server; use as an async context manager."""
+    """Requests to one API server; use as an async context manager.
+
+    Attributes:
+        may_write: asked before each write on an object's behalf; where it says no, the write is not sent.
+
+    """
 
     def __init__(self, configuration: Configuration, bucket: Bucket) -> None:
         self.configuration = configuration
+        self.may_write: Callable[[], bool] = lambda: True
         self._bucket = bucket
         self._session: aiohttp.ClientSession | None = None
 
@@ -142,6 +148,8 @@ class ApiServer:
 
     async def _write(self, verb: str, kind: Kind, *args: Any, **kwargs: Any) -> Json:
         await self._bucket.take()
+        if not self.may_write():
+            raise ApiError(0, "NotLeading", "another operator may lead by now")
         API_WRITES.labels(verb, kind.kind).inc()
         try:
             return await self.request(*args, **kwargs)

@@ -8,10 +8,13 @@ LEASE_SECONDS from when they saw that renewal, which is later.
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
 from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
 from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
@@ -116,14 +119,34 @@ class Election(LeaderElection):
 
     The library looks at its deadline only between two tries, and a try may wait for an answer for longer than
     the Lease lasts: by then another one leads.
+
+    Args:
+        election_config: the lock, and how long everything takes.
+        clock: monotonic seconds, which go on while the process stands still.
+
     """
 
-    _renewed = 0.0
-    """When the try began that last made us the holder: what others see of it, they see later."""
+    def __init__(self, election_config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(election_config)
+        self._clock = clock
+        self._renewed = float("-inf")
+        """When the try began that last made us the holder: what others see of it, they see later."""
+
+    def holds(self) -> bool:
+        """Whether nobody else can lead yet. A process that stood still may not have noticed."""
+        return self._left() > 0
+
+    def resign(self) -> None:
+        """Hold the Lease no more, whatever its record says."""
+        self._renewed = float("-inf")
+
+    def _left(self) -> float:
+        config = self.election_config
+        return self._renewed + config.retry_period + config.renew_deadline - self._clock()
 
     async def try_acquire_or_renew(self) -> bool:
         """Whether we hold the Lease now."""
-        begun = asyncio.get_running_loop().time()
+        begun = self._clock()
         held = await super().try_acquire_or_renew()
         if held:
             self._renewed = begun
@@ -134,7 +157,7 @@ class Election(LeaderElection):
         config = self.election_config
         while True:
             try:
-                async with asyncio.timeout_at(self._renewed + config.retry_period + config.renew_deadline):
+                async with asyncio.timeout(self._left()):
                     await asyncio.sleep(config.retry_period)
                     while not await self.try_acquire_or_renew():
                         if self._is_anothers():

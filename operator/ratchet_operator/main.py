@@ -77,6 +77,7 @@ class Operator:
                 onstopped_leading=self._lost,
             )
         )
+        self._api.may_write = election.holds
         port = self._settings.port
         registries = (REGISTRY, self.controller.objects)
         async with Web(port, self.trouble, self.waiting_for, self.controller.measure, registries):
@@ -91,6 +92,7 @@ class Operator:
             ]
             done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             stopped = self._stop.is_set()
+            election.resign()
             # Nothing may be written any more once the Lease is given back. The election starts the leading in
             # a task of its own.
             ending = [*pending, *([self._leading] if self._leading is not None else [])]

@@ -134,7 +134,8 @@ class ServerWatch:
                     self._queries.forget(uid)
                 await asyncio.gather(*(self._look(session, obj) for obj in serving))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._hurry.wait(), EVERY)
+                    async with asyncio.timeout(EVERY):
+                        await self._hurry.wait()
 
     async def _look(self, session: aiohttp.ClientSession, obj: Json) -> None:
         uid, namespace, name = uid_of(obj), obj["metadata"]["namespace"], obj["metadata"]["name"]

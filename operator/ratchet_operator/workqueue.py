@@ -117,7 +117,8 @@ class WorkQueue:
             self._wake.clear()
             timeout = self._later[0][0] - self._clock() if self._later else None
             try:
-                await asyncio.wait_for(self._wake.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 

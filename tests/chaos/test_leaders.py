@@ -139,6 +139,20 @@ def test_a_leader_that_can_not_renew_stops_before_the_other_starts(
     asyncio.run(cut_off())
 
 
+def test_a_leader_that_stood_still_writes_nothing_when_it_wakes_up(clean: Life, chart: Chart, tmp_path: Path):
+    async def frozen() -> None:
+        async with pair(chart, tmp_path, clean, "stood-still") as both:
+            edits = asyncio.create_task(restless(both.life))
+            both.first.signal(signal.SIGSTOP)
+            await both.another_leads()
+            both.first.signal(signal.SIGCONT)
+            await eventually("the first ends", lambda: _ended(both.first))
+            edits.cancel()
+            assert both.one.writes()[-1].at < both.two.writes()[0].at
+
+    asyncio.run(frozen())
+
+
 def test_a_leader_whose_lease_is_deleted_gets_it_back_and_no_other_leads_meanwhile(
     clean: Life, chart: Chart, tmp_path: Path
 ):
@@ -176,7 +190,8 @@ def test_a_job_deleted_while_a_new_leader_takes_stock_is_not_made_again(
                 first.signal(signal.SIGTERM)
                 await eventually("the first ends", lambda: _ended(first))
             async with on.operator(two, "second"):
-                await asyncio.wait_for(plan.held.wait(), TAKEOVER)
+                async with asyncio.timeout(TAKEOVER):
+                    await plan.held.wait()
                 await life.api.request("DELETE", life.path())
                 await eventually("nothing left", lambda: _empty(life))
                 plan.go_on.set()

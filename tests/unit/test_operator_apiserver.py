@@ -9,6 +9,7 @@ from ratchet_operator.apiserver import ApiError, ApiServer, Bucket
 from ratchet_operator.kinds import (
     SECRET,
     SERVICE,
+    TRAINING_JOB,
 )
 from ratchet_operator.observe import SecretSightings
 
@@ -32,6 +33,27 @@ def test_the_bucket_lets_a_burst_through_and_then_keeps_the_rate():
     assert [bucket.reserve() for _ in range(5)] == pytest.approx([0, 0, 0, 0.1, 0.2])
     now[0] = 10
     assert bucket.reserve() == 0
+
+
+def test_what_may_not_write_any_more_sends_no_write_and_still_reads():
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        service = named(SERVICE, "s")
+        api.may_write = lambda: False
+        for write in (
+            api.create(SERVICE, service),
+            api.apply(SERVICE, service),
+            api.patch_status(TRAINING_JOB, "team", "walker", {}),
+            api.amend(SERVICE, "team", "s", []),
+            api.delete(SERVICE, "team", "s", "uid"),
+        ):
+            with pytest.raises(ApiError, match="another operator may lead"):
+                await write
+        assert await api.get(SERVICE, "team", "s") is None
+        assert [method for method, _ in fake.log] == ["GET"]
+        api.may_write = lambda: True
+        await api.create(SERVICE, service)
+
+    against(scenario)
 
 
 def test_a_secret_of_another_owner_is_not_ours():

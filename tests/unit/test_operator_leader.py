@@ -82,7 +82,8 @@ def led(lock: Shared) -> float:
                 RETRY_PERIOD,
                 onstarted_leading=lead,
                 onstopped_leading=over,
-            )
+            ),
+            asyncio.get_running_loop().time,
         ).run()
         return asyncio.get_running_loop().time()
 
@@ -132,3 +133,32 @@ def test_a_leader_goes_on_through_refusals_that_end_in_time():
     ended = led(lock)
 
     assert ended == 4 * RETRY_PERIOD + RENEW_DEADLINE + RETRY_PERIOD
+
+
+def test_a_leader_that_stood_still_for_too_long_knows_that_it_leads_no_more():
+    now = [100.0]
+
+    async def renewal() -> bool:
+        return True
+
+    async def nothing() -> None:
+        return
+
+    async def scenario() -> None:
+        lock = Shared(renewal)
+        election = Election(
+            Config(lock, LEASE_SECONDS, RENEW_DEADLINE, RETRY_PERIOD, nothing, nothing), lambda: now[0]
+        )
+        assert not election.holds()
+        assert await election.try_acquire_or_renew()
+        assert election.holds()
+        now[0] += LEASE_SECONDS - 2.5
+        assert election.holds()
+        now[0] += 1.0
+        assert not election.holds()
+        assert await election.try_acquire_or_renew()
+        assert election.holds()
+        election.resign()
+        assert not election.holds()
+
+    asyncio.run(scenario())

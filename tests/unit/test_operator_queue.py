@@ -1,7 +1,9 @@
 """The queue: who goes first, who waits, who is tried again."""
 
 import asyncio
+import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ratchet_operator.kinds import Key
@@ -179,3 +181,27 @@ def test_what_follows_one_upon_the_other_is_kept_apart_from_the_last_step_and_th
         return found
 
     assert asyncio.run(steps_until(3.0)) == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("ticks", range(8))
+def test_a_worker_ends_when_it_is_told_to_though_a_key_comes_at_that_moment(ticks):
+    async def scenario() -> None:
+        queue = WorkQueue(time.monotonic)
+        queue.add_after(key("later"), 3600.0)
+
+        async def work() -> None:
+            while True:
+                queue.done(await queue.get())
+
+        worker = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        queue.add(key("now"), Lane.CHANGE)
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        worker.cancel()
+        done, _ = await asyncio.wait([worker], timeout=5)
+        worker.cancel()
+        assert done
+
+    asyncio.run(scenario())

@@ -61,7 +61,8 @@ def heard(answer: Callable[[], web.StreamResponse], monkeypatch: pytest.MonkeyPa
         assert not watch.all_asked()
         task = asyncio.create_task(watch.run())
         try:
-            await asyncio.wait_for(asked.wait(), 30)
+            async with asyncio.timeout(30):
+                await asked.wait()
             assert watch.all_asked()
             return watch.answer("job-uid")
         finally:
