@@ -99,6 +99,15 @@ class Dispatch:
         if self._reaching:
             await asyncio.wait({self._reaching}, timeout=REACH_SECONDS)
 
+    async def close(self) -> None:
+        """Looks for no way to the canary any more, and waits for no copy's answer. Once nobody asks."""
+        for one in (self._canary, self._shadow):
+            if one:
+                one.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def ask(self, question: Question) -> None:
         """Takes a question; its `done` is called when it is answered.
 

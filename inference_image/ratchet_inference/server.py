@@ -112,6 +112,7 @@ class PolicyServer:
         if self.residents.current is not None:
             await asyncio.sleep(settings.drain_delay_seconds)
         await self.listener.drain(settings.drain_seconds)
+        await self.dispatch.close()
         if self._operations_listener:
             await self._operations_listener.drain(0)
 

@@ -1,5 +1,6 @@
 """The canary hop: who is sent there, what happens when it is slow, dead or wrong, and that episodes stay."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -342,6 +343,20 @@ def test_a_canary_out_of_reach_has_no_users_and_no_failures_before_there_is_a_wa
     assert asked == ["stable"] * 9
     assert (unreached["errors"], unreached["fallbacks"]) == ({}, {"stable": {"breaker-open": 9}})
     assert reached["errors"] == {}
+
+
+def test_a_server_that_ends_leaves_nothing_behind_of_a_canary_out_of_reach():
+    async def others() -> set[asyncio.Task[object]]:
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    with serving(Pair(policy("a"))) as stable:
+        send_to(stable, port, 1.0, digest="c" * 64)
+        busy = stable.run(others())
+        stable.run(stable.server.drain())
+        assert busy
+        eventually(lambda: not stable.run(others()))
 
 
 def test_more_questions_than_the_canary_may_hold_are_answered_here():
