@@ -51,7 +51,7 @@ class Broken:
     def __init__(self, inner: ServedPolicy, spoil: Callable[[Decisions], Decisions]) -> None:
         self.inner = inner
         self.digest, self.spec = inner.digest, inner.spec
-        self.recurrent_size = inner.recurrent_size
+        self.recurrent_size, self.lineage = inner.recurrent_size, inner.lineage
         self.spoil = spoil
         self.batches: list[int] = []
 

@@ -45,6 +45,7 @@ from ratchet_operator.rollout.remembering import Memo
 from ratchet_operator.settings import Installation
 from world import NAMESPACE, ConflictError, CrashError, World
 
+from ratchet.api.v1alpha1.policydeployment import Lineage
 from ratchet.api.v1alpha1.serverstats import (
     LATENCY_BOUNDS_SECONDS,
     ArmStats,
@@ -59,6 +60,8 @@ REPLICAS = 2
 IDLE_SECONDS = 2.0
 REQUESTS = 40  # in a second
 POLICIES = ("good", "better", "best", "worse", "broken")
+LINEAGES = {"good": Lineage(attempt=2, configuration="sha256:as-it-was")}
+"""What a policy says of itself."""
 WORSE, BROKEN = "worse", "broken"
 KINDS = (DEPLOYMENT, SERVICE, AUTOSCALER, DISRUPTION_BUDGET, NETWORK_POLICY, ENDPOINT_SLICE)
 KNOCK_SECONDS = 10.0
@@ -120,6 +123,7 @@ class Server:
             current=self.policy,
             websockets=self.websockets,
             spaces="same",
+            lineage=LINEAGES.get(self.policy),
             route=RouteStats(**self.route.model_dump()),
             latency_bounds_seconds=list(LATENCY_BOUNDS_SECONDS),
             arms=[

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ratchet.decisions.records import Decision
 from ratchet.policies import PolicySpec
+from ratchet.policies.artifact import PolicyLineage
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -42,6 +43,7 @@ class Policy(Protocol):
     Attributes:
         digest: SHA-256 of its artifact.
         recurrent_size: numbers of memory that an episode carries; 0 without.
+        lineage: where it comes from, where it says so.
 
     """
 
@@ -51,6 +53,8 @@ class Policy(Protocol):
     def spec(self) -> PolicySpec: ...
     @property
     def recurrent_size(self) -> int: ...
+    @property
+    def lineage(self) -> PolicyLineage | None: ...
 
     def decide(
         self,

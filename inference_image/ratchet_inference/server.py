@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from ratchet.policies.artifact import PolicyLineage
 from ratchet_inference.admin import Admin
 from ratchet_inference.application import TEXT, Application, Routes, guarded, owned
 from ratchet_inference.asking import Question, parse, read_json
@@ -220,6 +221,7 @@ class PolicyServer:
             "current": current and current.digest,
             "previous": previous and previous.digest,
             "spaces": current and self.answering.fitting(current).spaces,
+            "lineage": current and _lineage(current.lineage),
             "route": {**self.dispatch.route.to_wire(), "breaker": self.dispatch.breaker},
             "connections": len(self.listener.connections),
             "websockets": len(self.episodes),
@@ -229,6 +231,14 @@ class PolicyServer:
             "rewards": self._rewards.counts if self._rewards else {},
             "decisions": _totals(self._decisions.counts) if self._decisions else {},
         }
+
+
+def _lineage(said: PolicyLineage | None) -> dict[str, str | int] | None:
+    """As `Lineage`, without what the policy does not say."""
+    if said is None or not said.job:
+        return None
+    known = {"job": said.job, "attempt": said.attempt, "checkpoint": said.checkpoint, "steps": said.steps}
+    return {name: value for name, value in {**known, "configuration": said.config}.items() if value != ""}
 
 
 def _totals(counts: Any) -> dict[str, int]:

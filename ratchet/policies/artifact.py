@@ -141,7 +141,7 @@ class Artifact:
         try:
             own = checked(spec, self.parameters())
             *faster, last = [
-                ServedPolicy(self.digest, spec, network, own.get("log_std"), seed)
+                ServedPolicy(self.digest, spec, network, own.get("log_std"), seed, self.description.lineage)
                 for network in by_speed(spec, own, weights)
             ]
         except ValueError as error:

@@ -5,7 +5,7 @@ Which rows come together is the server's, where a policy comes from is `artifact
 
 from collections.abc import Mapping, Sequence
 from math import isfinite, nan
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,9 @@ from ratchet.policies.distributions import Bools, Choice, Floats
 from ratchet.policies.draws import Draws
 from ratchet.policies.networks import Network, NumpyNetwork, Outputs, checked
 from ratchet.policies.spec import Bound, PolicySpec, SpaceSpec
+
+if TYPE_CHECKING:
+    from ratchet.policies.artifact import PolicyLineage
 
 # Plain Python chooses faster than numpy up to FEW / (outputs + EACH) rows: `benchmarks/policy_math.py`.
 FEW, EACH = 160, 14
@@ -50,14 +53,22 @@ class ServedPolicy:
         network: evaluates.
         log_std: (action size,) of a Box policy, None of others.
         seed: of rows that bring none; None takes it from the machine.
+        lineage: where it comes from; None of one that no artifact holds.
 
     """
 
     def __init__(
-        self, digest: str, spec: PolicySpec, network: Network, log_std: Floats | None, seed: int | None = None
+        self,
+        digest: str,
+        spec: PolicySpec,
+        network: Network,
+        log_std: Floats | None,
+        seed: int | None = None,
+        lineage: "PolicyLineage | None" = None,
     ) -> None:
         self.digest = digest
         self.spec = spec
+        self.lineage = lineage
         self.has_value = network.has_value
         self.arithmetic = network.arithmetic
         self.recurrent_size = spec.recurrent_size

@@ -23,7 +23,10 @@ from policyserver import (
 )
 from ratchet_inference.decisions.rewards import Rewards, RewardSettings
 from ratchet_inference.dispatch import share
+from servedpolicies import CARTPOLE, observations, random_parameters
 from test_inference_routing import GOOD_BATCH_ROW, http_answer, stand_in
+
+from ratchet.policies.artifact import PolicyLineage, make
 
 OBSERVATION = [0.1, -0.2, 0.3, 0.4]
 A, C = "a" * 64, "c" * 64
@@ -202,6 +205,19 @@ def test_a_canary_of_other_spaces_is_refused_even_where_its_actions_would_do():
     assert (answer["digest"], answer["fallback"]) == (A, "stable")
     assert seen["errors"] == {"canary-spaces": 1}
     assert spaces[0] != spaces[1]
+
+
+def test_a_server_says_where_its_policy_comes_from():
+    known = PolicyLineage(job="cartpole", attempt=2, checkpoint="7-1-7", steps=7, config="sha256:c0")
+    seen = observations(CARTPOLE, 5, np.random.default_rng(0))
+    weights = make(CARTPOLE, random_parameters(CARTPOLE, 0), seen, known)
+    with serving(Pair(weights.policy())) as server:
+        assert server.stats()["lineage"] == {
+            "job": "cartpole", "attempt": 2, "checkpoint": "7-1-7", "steps": 7, "configuration": "sha256:c0"
+        }  # fmt: skip
+    with serving(Pair(policy("a"))) as unknown, serving(Pair(None)) as empty:
+        assert unknown.stats()["lineage"] is None
+        assert empty.stats()["lineage"] is None
 
 
 def test_policies_of_the_same_spaces_have_the_same_digest_of_them():

@@ -1,6 +1,7 @@
 """PolicyDeployments in a small cluster: what serves, what is tried, and what becomes of it."""
 
 import copy
+from datetime import timedelta
 
 import pytest
 from ratchet_operator.kinds import (
@@ -12,7 +13,9 @@ from ratchet_operator.kinds import (
     spec_of,
     status_of,
 )
-from servingworld import NAME, REPLICAS, ServingWorld, digest_of, source
+from ratchet_operator.ledger import parse_stamp
+from ratchet_operator.settings import Installation
+from servingworld import NAME, REPLICAS, SPEC, ServingWorld, digest_of, source
 
 
 def test_the_first_policy_serves_once_its_servers_were_asked():
@@ -92,9 +95,18 @@ def test_a_job_that_is_not_there_or_has_no_checkpoint_is_waited_for_and_its_end_
 
     latest = {"name": "1", "uri": "s3://bucket/1.json", "digest": digest_of("good"), "steps": 1}
     latest = {**latest, "policyVersion": 1, "time": "2026-01-01T00:00:00Z"}
-    world.put({**job, "status": {"checkpoints": {"latest": latest}}})
+    world.put({**job, "status": {"attempt": 3, "checkpoints": {"latest": latest}}})
     world.settle()
     assert world.serving == "good"
+    lineage = status_of(world.deployment)["stable"]["lineage"]
+    assert lineage == {
+        "job": "job",
+        "checkpoint": "1",
+        "steps": 1,
+        "image": Installation().inference_image,
+        "attempt": 2,
+        "configuration": "sha256:as-it-was",
+    }, "by its servers, whatever attempt the job is at"
 
     world.delete("RLTrainingJob", "job")
     world.settle()
@@ -290,3 +302,22 @@ def test_the_autoscalers_number_is_left_alone_and_stable_keeps_it_during_a_trial
     (after,) = world.all(DEPLOYMENT)
     assert after["spec"]["replicas"] == 5
     assert world.get(POLICY_DEPLOYMENT, NAME) is not None
+
+
+def test_the_cooldown_after_a_trial_is_told_with_its_end():
+    world = ServingWorld(strategy={**SPEC["strategy"], "cooldown": "20s", "progressDeadline": "5s"})
+    world.settle()
+    world.edit(source=source("broken"))
+    while world.reason() != "CoolingDown":
+        assert world.ticks < 60
+        world.second()
+
+    status = status_of(world.deployment)
+    end = parse_stamp(status["cooldownUntil"])
+    assert end is not None
+    assert end - world.now > timedelta(seconds=15)
+    while world.now < end:
+        assert (world.reason(), world.trial) == ("CoolingDown", None)
+        world.second()
+    assert world.trial is not None
+    assert "cooldownUntil" not in status_of(world.deployment)

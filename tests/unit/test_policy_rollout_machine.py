@@ -81,6 +81,81 @@ def test_the_weight_is_raised_only_once_the_pods_for_it_are_ready():
     assert raised.split == Split({OLD: 50, NEW: 50})
 
 
+BEFORE_EACH_GATE = {
+    "Stage": (on_trial(), TENTH),
+    "Promote": (on_trial(phase="Promote"), TENTH),
+    "Bake": (on_trial(phase="Bake", weight=100), Split({NEW: 100})),
+}
+"""A trial that goes on at the next step, and the split that its pods follow."""
+DOUBTS = {Verdict.FAIL: "on_fail", Verdict.SOURCE_DOWN: "on_source_down"}
+LATER = NOW + timedelta(hours=1)
+
+
+@pytest.mark.parametrize("phase", BEFORE_EACH_GATE)
+@pytest.mark.parametrize("found", DOUBTS)
+def test_at_each_gate_a_guards_policy_says_what_its_doubt_leads_to(phase: str, found: Verdict):
+    state, split = BEFORE_EACH_GATE[phase]
+    doubtful = seen(split, decisions=(verdict(found, 0),))
+
+    def decided(policy: str) -> Wanted:
+        rules = replace(RULES, policies={"errors": GuardPolicy(**{DOUBTS[found]: policy})})
+        return taken(state, doubtful, rules, LATER)
+
+    held = decided("Hold")
+    assert (held.reason, held.state.trial) == (found.value, state.trial)
+    assert (held.split, held.replicas) == (split, {OLD: 10, NEW: 10 if phase != "Stage" else 1})
+    onward = decided("Advance")
+    assert onward.reason in ("StagePassed", "WeightRaised", "Promoted")
+    assert "why" in onward.message or phase == "Promote"
+    back = decided("RollBack").state.trial
+    assert back is not None
+    assert (back.phase, back.outcome, back.why) == ("RollBack", "Failed", "why")
+
+
+@pytest.mark.parametrize("phase", ["Promote", "Bake"])
+def test_past_the_stages_promote_ends_a_doubt_and_no_more_evidence_is_asked_for(phase: str):
+    state, split = BEFORE_EACH_GATE[phase]
+    down = seen(split, decisions=(verdict(Verdict.SOURCE_DOWN, 0),), command=Command("1", "promote"))
+    assert taken(state, down, now=LATER).reason in ("WeightRaised", "Promoted")
+    for samples in (0, 9):
+        little = seen(split, decisions=(verdict(Verdict.NOT_ENOUGH_EVIDENCE, samples),))
+        assert taken(state, little, now=LATER).reason in ("WeightRaised", "Promoted")
+
+
+def test_a_source_that_is_down_does_not_keep_the_first_policy_of_all_from_serving():
+    first = Rollout(trial=Trial(digest=NEW, phase="Promote", since=EARLIER))
+    down = seen(decisions=(verdict(Verdict.SOURCE_DOWN, 0),))
+    assert taken(first, down).split.weights == {NEW: 100}
+
+
+@pytest.mark.parametrize(
+    ("change", "weight"),
+    [
+        ({"split": None, "traffic": None}, 0),
+        ({"split": Split({OLD: 100}, evicted=frozenset({NEW})), "traffic": {NEW: 1}}, 0),
+        ({"split": Split({NEW: 100}), "arms": {OLD: ArmSeen(10, 0), NEW: ArmSeen(10, 10)}}, 100),
+    ],
+)
+def test_a_rollback_that_takes_too_long_says_so_and_is_not_given_up(change: dict[str, object], weight: int):
+    back = on_trial(phase="RollBack", weight=weight, outcome="Failed", why="errors")
+    stuck = seen(**{"split": None, **change})
+    assert taken(back, stuck).reason == "RollingBack"
+    late = taken(back, stuck, now=NOW + timedelta(days=3))
+    assert (late.reason, late.state.trial) == ("ProgressDeadlineExceeded", back.trial)
+    assert late.replicas[NEW] == 10
+
+
+@pytest.mark.parametrize("phase", ["Surge", "Stage", "Promote", "Bake"])
+def test_a_phase_that_lacks_pods_for_too_long_is_taken_back(phase: str):
+    weight = 100 if phase == "Bake" else 10 if phase == "Stage" else 0
+    lacking = seen(Split({OLD: 100}), arms={OLD: ArmSeen(10, 10), NEW: ArmSeen(10, 0)})
+    waiting = taken(on_trial(phase=phase, weight=weight), lacking)
+    assert waiting.reason == "Surging"
+    late = taken(waiting.state, lacking, now=NOW + timedelta(seconds=RULES.deadline_seconds + 1)).state.trial
+    assert late is not None
+    assert (late.phase, late.outcome) == ("RollBack", "TimedOut")
+
+
 @pytest.mark.parametrize("phase", ["Surge", "Stage", "Promote", "Bake"])
 def test_a_failed_guard_takes_the_trial_back_in_every_phase(phase: str):
     wanted = taken(on_trial(phase=phase), seen(TENTH, decisions=(verdict(Verdict.FAIL),)))
@@ -253,3 +328,20 @@ def test_what_served_before_stays_until_its_last_episode_ends_but_not_past_the_d
     given_up = taken(baked, going_on, now=late + timedelta(seconds=RULES.deadline_seconds))
     assert (given_up.state.stable, given_up.split.evicted) == (NEW, {OLD})
     assert taken(baked, seen(Split({NEW: 100})), now=late).state.stable == NEW
+
+
+def test_after_a_trial_that_took_too_long_the_next_one_waits_for_the_cooldown_and_no_longer():
+    late = on_trial(
+        phase="Surge", weight=0, since="2026-01-01T11:00:00Z", waiting_since="2026-01-01T11:00:00Z"
+    )
+    nothing = {OLD: ArmSeen(10, 10), NEW: ArmSeen(10, 0)}
+    back = taken(late, seen(Split({OLD: 100}), arms=nothing))
+    over = taken(back.state, seen(back.split, arms=nothing)).state
+    assert ([past.outcome for past in over.history], over.trial) == (["TimedOut"], None)
+    end = NOW + timedelta(seconds=RULES.cooldown_seconds)
+
+    before = taken(over, seen(), now=end - timedelta(seconds=1))
+    assert (before.reason, before.state.trial) == ("CoolingDown", None)
+    begun = taken(before.state, seen(), now=end).state
+    assert begun.trial is not None
+    assert (begun.trial.digest, begun.attempts, begun.cooldown_until) == (NEW, {NEW: 2}, None)

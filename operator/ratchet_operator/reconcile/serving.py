@@ -210,7 +210,10 @@ def _learned(
         revision = revisions.get(answer.arm)
         said = answer.stats
         if revision is not None and revision.policy is None and said is not None and said.current:
-            learned = {"policy": said.current, "spaces": said.spaces}
+            known = {} if said.lineage is None else said.lineage.model_dump(exclude_none=True)
+            lineage = revision.checkpoint.lineage.model_copy(update=known)
+            checkpoint = revision.checkpoint.model_copy(update={"lineage": lineage})
+            learned = {"policy": said.current, "spaces": said.spaces, "checkpoint": checkpoint}
             revisions[answer.arm] = revision.model_copy(update=learned)
     return book.model_copy(update={"accepted": accepted, "revisions": revisions})
 

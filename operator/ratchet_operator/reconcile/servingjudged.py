@@ -39,6 +39,7 @@ def judged(
         seen.heard.answers,
         _restarts(mine),
         now,
+        serves_all=trial.phase == "Bake",
     )
     broken = [end for end in terminations(mine, CONTAINER) if end.exit_code == ExitCode.CONFIG]
     if broken:

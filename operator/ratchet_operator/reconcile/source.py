@@ -1,6 +1,5 @@
 """Which checkpoint a PolicyDeployment's source means now, and which of those it is followed to."""
 
-import hashlib
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -14,7 +13,7 @@ from ratchet.api.v1alpha1.policydeployment import (
 )
 from ratchet.api.v1alpha1.trainingjob import CheckpointInfo, Checkpoints
 from ratchet_operator.conditions import Verdict, no, words_of, yes
-from ratchet_operator.kinds import Json, is_deleting, name_of, namespace_of, status_of, sub, uid_of
+from ratchet_operator.kinds import Json, is_deleting, status_of, sub
 from ratchet_operator.rollout.book import Book
 from ratchet_operator.rollout.revision import Checkpoint
 from ratchet_operator.specs import parsed
@@ -108,7 +107,6 @@ def _of_job(source: TrainingJobSource, job: Json | None) -> Sourced:
     if chosen is None:
         return Sourced(None, no("WaitingForCheckpoint", _waiting(source, stored)))
     s3 = spec.checkpoint.s3
-    config = spec.config(namespace_of(job), name_of(job), uid_of(job)).model_dump_json(by_alias=True)
     return Sourced(
         Checkpoint(
             origin=f"job/{name}/{source.checkpoint}/{source.step}",
@@ -117,13 +115,8 @@ def _of_job(source: TrainingJobSource, job: Json | None) -> Sourced:
             endpoint=s3.endpoint,
             region=s3.region,
             secret=s3.secret_ref.name if s3.secret_ref is not None else None,
-            lineage=Lineage(
-                job=name,
-                attempt=status_of(job).get("attempt"),
-                checkpoint=chosen.name,
-                steps=chosen.steps,
-                configuration=f"sha256:{hashlib.sha256(config.encode()).hexdigest()}",
-            ),
+            # By which attempt and which configuration its servers say, who have read it.
+            lineage=Lineage(job=name, checkpoint=chosen.name, steps=chosen.steps),
         ),
         FOUND,
     )

@@ -132,6 +132,8 @@ def judge(
     answers: Sequence[PodAnswer],
     restarts: int,
     now: datetime,
+    *,
+    serves_all: bool = False,
 ) -> tuple[Evidence, tuple[Decision, ...]]:
     """Takes in what the pods say and judges the trial. To be asked once a second, from the trial's beginning.
 
@@ -146,6 +148,7 @@ def judge(
         answers: one for each pod of these two arms that is there; of other arms they are passed over.
         restarts: of the trial's pods so far, crashes included; the API server's figure.
         now: the operator's clock; the pods' clocks are never compared with it.
+        serves_all: whether everybody is the canary's, and the silence of what was before says nothing.
 
     Returns:
         The evidence, to be kept, and one decision for each guard of the court, Prometheus' not among them.
@@ -165,7 +168,7 @@ def judge(
     if canary in evidence.policies:
         if abs(at - evidence.looked) >= LOOK_SECONDS:
             evidence = _update(_take(court, evidence, canary, stable, answers, at), looked=at)
-        silent = _silent(evidence, answers, at)
+        silent = _silent(evidence, [one for one in answers if one.arm == canary or not serves_all], at)
     else:
         silent = ""
     return evidence, tuple(
@@ -287,6 +290,10 @@ def _with_shift(shift: Shift, more: Counters) -> Shift:
 
 def _add_returns(court: Court, evidence: Evidence, cohorts: Sequence[Cohort]) -> Evidence:
     returns, baseline = evidence.returns, evidence.baseline
+    compared = baseline.contrast.stable.all
+    if compared.n and compared.mean != court.baseline:
+        # Its sums hold the number that the spec had before.
+        baseline = Returns()
     for cohort in cohorts:
         # One without episodes of both has nothing to compare, and says nothing of how many report.
         if cohort.canary.began and cohort.stable.began:

@@ -163,18 +163,16 @@ def _stage(state: Rollout, trial: Trial, at: At) -> _Said:
     state = _with(state, trial=trial)
     if trial.paused or at.rules.paused:
         return _Said(state, "Paused", f"Paused at {stage.weight}%; guards go on watching.")
-    doubt = _in_doubt(at, trial)
-    if doubt is not None:
-        decision, do = doubt
-        if do == "RollBack":
-            return _roll_back(state, trial, at, "Failed", decision.sentence)
-        return _Said(state, decision.verdict.value, decision.sentence)
+    doubted = _doubted(state, trial, at)
+    if doubted is not None:
+        return doubted
     left = stage.seconds - at.seconds_since(trial.since)
     if left > 0:
         return _Said(state, "Watching", f"{left:.0f} s of this stage are left.")
     if stage.approval and trial.approved < trial.stage:
         return _Said(state, "AwaitingApproval", "Every guard passes: resume, promote or abort.")
-    return _next(state, trial, at, "StagePassed", f"{stage.weight}% passed.", stage=trial.stage + 1)
+    message = f"{stage.weight}% passed. {_found(at)}".strip()
+    return _next(state, trial, at, "StagePassed", message, stage=trial.stage + 1)
 
 
 def _promote(state: Rollout, trial: Trial, at: At) -> _Said:
@@ -187,6 +185,9 @@ def _promote(state: Rollout, trial: Trial, at: At) -> _Said:
     if trial.weight < 100:
         if trial.paused or at.rules.paused:
             return _Said(state, "Paused", "Paused before it serves everybody.")
+        doubted = _doubted(state, trial, at)
+        if doubted is not None:
+            return doubted
         return _next(state, trial, at, "WeightRaised", "100% of new episodes.", weight=100)
     if not is_followed(state, trial, at):
         return _wait(state, trial, at, "Routing", "Not every pod follows 100% yet.")
@@ -212,6 +213,9 @@ def _bake(state: Rollout, trial: Trial, at: At) -> _Said:
             return _Said(state, "Baking", f"What was before stays ready for {left:.0f} s more.")
         if not at.seen.is_idle(state.stable or "") and left > -at.rules.deadline_seconds:
             return _Said(state, "Draining", "Episodes of what was before are still going on.")
+        doubted = _doubted(state, trial, at)
+        if doubted is not None:
+            return doubted
     past = Past(digest=trial.digest, outcome="Promoted", time=at.stamp)
     done = _with(
         state,
@@ -221,7 +225,7 @@ def _bake(state: Rollout, trial: Trial, at: At) -> _Said:
         attempts={},
         history=(*state.history, past)[-PAST_KEPT:],
     )
-    return _say(done, trial, "Promoted", f"{_short(trial.digest)} is the stable policy.")
+    return _say(done, trial, "Promoted", f"{_short(trial.digest)} is the stable policy. {_found(at)}".strip())
 
 
 def _undisturbed(trial: Trial, at: At) -> Trial:
@@ -247,12 +251,14 @@ def _roll_back(state: Rollout, trial: Trial, at: At, outcome: Outcome, why: str)
 
 def _rolling_back(state: Rollout, trial: Trial, at: At) -> _Said:
     """Everybody to stable as soon as one of its pods is ready, then observed to be so, then forgotten."""
+    # To forget it unobserved would leave clients with what nobody runs any more: who waits too long says so.
+    reason = "ProgressDeadlineExceeded" if at.is_late(trial) else "RollingBack"
     if trial.weight and state.stable is not None and not at.seen.ready(state.stable):
-        return _Said(state, "RollingBack", f"Stable {_short(state.stable)} has no ready pod to go back to.")
+        return _Said(state, reason, f"Stable {_short(state.stable)} has no ready pod to go back to.")
     if trial.weight:
         return _Said(_with(state, trial=_with(trial, weight=0, since=at.stamp)), "RollingBack", trial.why)
     if state.stable is not None and not (is_followed(state, trial, at) and at.seen.is_idle(trial.digest)):
-        return _Said(state, "RollingBack", f"Not every pod has left {_short(trial.digest)} yet. {trial.why}")
+        return _Said(state, reason, f"Not every pod has left {_short(trial.digest)} yet. {trial.why}")
     outcome = trial.outcome or "Aborted"
     quarantined = dict(state.quarantined)
     if outcome in ("Failed", "Aborted"):
@@ -302,11 +308,28 @@ def _first(at: At, verdict: str) -> Decision | None:
     return None
 
 
+def _doubted(state: Rollout, trial: Trial, at: At) -> _Said | None:
+    """What a decision that stands in the way leads to; None where all may advance, or somebody said so."""
+    doubt = None if trial.skip or state.stable is None else _in_doubt(at, trial)
+    if doubt is None:
+        return None
+    decision, do = doubt
+    if do == "RollBack":
+        return _roll_back(state, trial, at, "Failed", decision.sentence)
+    return _Said(state, decision.verdict.value, decision.sentence)
+
+
+def _found(at: At) -> str:
+    """What the guards say that lets a trial go on, and what it goes on in spite of."""
+    said = (one.sentence for one in at.seen.decisions if one.verdict is not Verdict.NOT_ENOUGH_EVIDENCE)
+    return " ".join(said)
+
+
 def _in_doubt(at: At, trial: Trial) -> tuple[Decision, Doubt] | None:
     """The decision that stands in the way, and what its guard's policy says; None where all may advance.
 
     Without a single sample there is nothing to act on, whatever the policy: no traffic is no reason to roll
-    back, and none to go on.
+    back, and none to go on. Past the stages nobody asks for more evidence than they did.
     """
     found: tuple[Decision, Doubt] | None = None
     for decision in at.seen.decisions:
@@ -317,7 +340,8 @@ def _in_doubt(at: At, trial: Trial) -> tuple[Decision, Doubt] | None:
             case Verdict.SOURCE_DOWN:
                 do = policy.on_source_down
             case Verdict.NOT_ENOUGH_EVIDENCE:
-                do = policy.on_not_enough if decision.canary_n and at.is_late(trial) else "Hold"
+                is_due = bool(decision.canary_n) and at.is_late(trial)
+                do = "Advance" if trial.phase != "Stage" else policy.on_not_enough if is_due else "Hold"
             case Verdict.PASS:
                 pass
         if do == "RollBack":
@@ -348,7 +372,7 @@ def _obey(state: Rollout, at: At) -> Rollout:
     if command is None or command.id == state.command:
         return state
     state = _with(state, command=command.id)
-    is_open = trial is not None and trial.phase in ("Surge", "Stage")
+    is_open = trial is not None and trial.phase != "RollBack"
     can_go_back = (
         trial is not None and trial.phase != "RollBack" and (state.stable is not None or not trial.weight)
     )

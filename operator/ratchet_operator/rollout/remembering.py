@@ -14,7 +14,7 @@ from ratchet_operator.rollout.revision import Revision
 from ratchet_operator.rollout.routes import say_same
 from ratchet_operator.rollout.values import Rollout, Wanted
 
-RECORDS_KEPT = 12
+RECORDS_KEPT = 16
 EVIDENCE_SECONDS = timedelta(seconds=10)
 
 
@@ -131,10 +131,12 @@ def _acted(
     if old is None:
         return []
     if new is not None and new.phase == "RollBack" and old.phase != "RollBack" and new.outcome == "Failed":
-        return [record(one, "RollBack", now) for one in decisions if one.verdict is Verdict.FAIL]
-    if new is not None and new.phase == "Stage" and new.stage > old.stage:
-        return [record(one, "Advance", now) for one in decisions if one.verdict is Verdict.PASS]
-    return []
+        # By a guard's policy a doubt is as good as a failure.
+        causes = (one for one in decisions if one.verdict is Verdict.FAIL or one.sentence == new.why)
+        return [record(one, "RollBack", now) for one in causes]
+    is_passed = new is not None and new.phase == "Stage" and new.stage > old.stage
+    is_promoted = new is None and old.phase != "RollBack" and after.stable == old.digest
+    return [record(one, "Advance", now) for one in decisions] if is_passed or is_promoted else []
 
 
 def record(decision: Decision, action: str, now: datetime) -> DecisionRecord:

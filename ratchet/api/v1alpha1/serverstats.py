@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from ratchet.api.v1alpha1.base import ApiModel, FreeForm
+from ratchet.api.v1alpha1.policydeployment import Lineage
 
 STATS_VERSION = 1
 COHORT_SECONDS = 10.0  # episodes that begin in the same stretch of time are compared with each other
@@ -123,6 +124,9 @@ class ServerStats(ApiModel):
         default=None,
         description="Digest of the observation and action space of `current`. Policies that differ in it "
         "cannot take each other's place.",
+    )
+    lineage: Lineage | None = Field(
+        default=None, description="Where `current` comes from, as it says itself; its digest covers that."
     )
     route: RouteStats = RouteStats()
     connections: int = 0
