@@ -109,6 +109,7 @@ benchmark: install ## Measure against Stable-Baselines3, KubeRay, FastAPI and ot
 	@for name in learner_speed policy_math policy_server policy_soak client decision_log judge operator_latency; do \
 	  $(BIN)/python benchmarks/$$name.py && echo || exit; \
 	done
+	@$(BIN)/python benchmarks/rollouts.py --healthy 50 --faults 5 --times 5 && echo
 	@for name in cartpole_wall_time rollout autoscale; do \
 	  $(CLUSTER_ENV) $(BIN)/python benchmarks/$$name.py && echo || exit; \
 	done

@@ -2,8 +2,9 @@
 
 Usage: python benchmarks/judge.py [--rollouts N] [--requests N] [--seed N]
 
-Each rollout: 10% canary, 0.5% base error, 50 requests a second, a look each second. The judge stands at a
-false-rollback rate of 5% for this guard alone, then with the share it has among five guards. Beside it:
+Each rollout: 10% canary, 0.5% base error, 50 requests a second, a look each second. The judge is the guard
+`errorRate` of a spec that says nothing of guards: 1.5x allowed, 0.1% tolerated, one of three that share a
+false-rollback rate of 5%. Then with other shares of it, and where not one error more is allowed. Beside it:
 
 - windowed threshold: canary's error rate over the last 10 s above 1%, as an analysis of Argo Rollouts or
   Flagger that allows no failed measurement;
@@ -14,10 +15,13 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from ratchet_operator.rollout.fromspec import court_of
 
+from ratchet.api.v1alpha1.policydeployment import PolicyDeploymentSpec
 from ratchet.evidence import (
     Contrast,
     Count,
@@ -26,28 +30,41 @@ from ratchet.evidence import (
     LatencyAgainstStable,
     Moments,
     RateAgainstStable,
-    RateRatio,
     ReturnGuard,
     Returns,
 )
 from ratchet.evidence.mixture import geometric
 
+SPEC = {"source": {"type": "TrainingJob", "trainingJob": {"jobRef": {"name": "cartpole"}}}}
+COURT = court_of(PolicyDeploymentSpec.model_validate(SPEC))
+(GUARD,) = (one for one in COURT.tested if isinstance(one, RateAgainstStable) and one.name == "errorRate")
+SHARE = COURT.alphas[GUARD.name]
 ALPHA, GUARDS = 0.05, 5
 PER_SECOND, WEIGHT, BASE = 50, 0.1, 0.005
-CANARY, STABLE = int(PER_SECOND * WEIGHT), PER_SECOND - int(PER_SECOND * WEIGHT)
 WINDOW, THRESHOLD = 10, 0.01
+RATES = (0.01, 0.02, 0.05, 0.2, 1.0)
 EDGES = tuple(geometric(0.016, 16).tolist())
 Ints = NDArray[np.int64]
 Detector = Callable[[Ints, Ints], int | None]
 
 
-def judge(alpha: float, allowed: float = 1.0) -> Detector:
-    """First look, counted from 0, at which RateRatio's evidence is enough; the class itself does the sums."""
+def _arms(per_second: int) -> tuple[int, int]:
+    """Requests of canary and stable in a second."""
+    return int(per_second * WEIGHT), per_second - int(per_second * WEIGHT)
+
+
+CANARY, STABLE = _arms(PER_SECOND)
+
+
+def judge(alpha: float, guard: RateAgainstStable = GUARD, per_second: int = PER_SECOND) -> Detector:
+    """First look, counted from 0, at which the guard's evidence is enough; its own classes do the sums."""
+    begin, needed = guard.start(), -math.log(alpha)
+    n_c, n_s = _arms(per_second)
 
     def first(canary: Ints, stable: Ints) -> int | None:
-        test, needed = RateRatio(allowed), -math.log(alpha)
+        test = begin
         for look, (a, b) in enumerate(zip(canary.tolist(), stable.tolist(), strict=True)):
-            test = test.add(Count(CANARY, a), Count(STABLE, b))
+            test = test.add(Count(n_c, a), Count(n_s, b))
             # Without a new error of the canary its evidence only falls.
             if a and test.log_e_above >= needed:
                 return look
@@ -76,18 +93,20 @@ def _first(hits: NDArray[np.bool_]) -> int | None:
     return int(hits.argmax()) if hits.any() else None
 
 
-def rollouts(detector: Detector, rate: float, runs: int, looks: int, seed: int) -> list[int | None]:
+def rollouts(
+    detector: Detector, rate: float, runs: int, looks: int, seed: int, per_second: int = PER_SECOND
+) -> list[int | None]:
     rng = np.random.default_rng(seed)
-    return [
-        detector(rng.binomial(CANARY, rate, looks), rng.binomial(STABLE, BASE, looks)) for _ in range(runs)
-    ]
+    n_c, n_s = _arms(per_second)
+    return [detector(rng.binomial(n_c, rate, looks), rng.binomial(n_s, BASE, looks)) for _ in range(runs)]
 
 
 def errors(runs: int, requests: int, seed: int) -> None:
     detectors: dict[str, Detector] = {
+        "judge, by default": judge(SHARE),
         "judge, one guard": judge(ALPHA),
         "judge, one of five": judge(ALPHA / GUARDS),
-        "judge, 1.5x allowed": judge(ALPHA, 1.5),
+        "judge, one guard, 1x": judge(ALPHA, replace(GUARD, ratio=1.0)),
         "windowed threshold": windowed,
         "repeated z-test": z_test,
     }
@@ -97,26 +116,33 @@ def errors(runs: int, requests: int, seed: int) -> None:
         found = rollouts(detector, BASE, runs, looks, seed)
         false = sum(look is not None for look in found) / runs
         error = 1.96 * math.sqrt(max(false * (1 - false), 1 / runs) / runs)
-        print(f"  {name:22} rolled back wrongly in {false:7.2%}  (+- {error:.2%})")
+        print(f"  {name:22} rolled back wrongly in {false:7.2%}  (+- {error:.2%})", flush=True)
 
     few = max(200, runs // 5)
     print(f"\nBad canary: requests until rolled back, median (90% of {few:,} rollouts), and seconds")
-    print(f"  {'canary errors':22}" + "".join(f"{rate:>20.1%}" for rate in (0.01, 0.02, 0.05, 0.2, 1.0)))
+    print(f"  {'canary errors':22}" + "".join(f"{rate:>20.1%}" for rate in RATES))
     for name, detector in detectors.items():
-        cells: list[str] = []
-        for rate in (0.01, 0.02, 0.05, 0.2, 1.0):
-            limit = 2_000 if rate <= 0.02 else 400
-            found = rollouts(detector, rate, few, limit, seed + 1)
-            times = np.array([math.inf if look is None else look + 1 for look in found])
-            middle, late = np.quantile(times, [0.5, 0.9], method="higher")
-            cells.append(_cell(middle, late))
-        print(f"  {name:22}" + "".join(f"{cell:>20}" for cell in cells))
+        print(f"  {name:22}" + _row(detector, few, seed), flush=True)
+
+    print("\nThe judge by default at other rates of requests, and as if it counted answers one by one")
+    print(f"  {'canary errors':22}" + "".join(f"{rate:>20.1%}" for rate in RATES))
+    for per_second in (10, PER_SECOND, 500):
+        for name, guard in (("", GUARD), (", one by one", replace(GUARD, tolerated=0.0))):
+            row = _row(judge(SHARE, guard, per_second), few, seed, per_second)
+            print(f"  {f'{per_second}/s{name}':22}{row}", flush=True)
 
 
-def _cell(middle: float, late: float) -> str:
-    shown = [f"{value * PER_SECOND:,.0f}" if math.isfinite(value) else "-" for value in (middle, late)]
-    seconds = f" {middle:.0f}s" if math.isfinite(middle) else ""
-    return f"{shown[0]} ({shown[1]}){seconds}"
+def _row(detector: Detector, runs: int, seed: int, per_second: int = PER_SECOND) -> str:
+    cells: list[str] = []
+    for rate in RATES:
+        limit = (100_000 if rate <= 0.02 else 20_000) // per_second
+        found = rollouts(detector, rate, runs, limit, seed + 1, per_second)
+        times = np.array([math.inf if look is None else look + 1 for look in found])
+        middle, late = np.quantile(times, [0.5, 0.9], method="higher")
+        shown = [f"{value * per_second:,.0f}" if math.isfinite(value) else "-" for value in (middle, late)]
+        seconds = f" {middle:.0f}s" if math.isfinite(middle) else ""
+        cells.append(f"{shown[0]} ({shown[1]}){seconds}")
+    return "".join(f"{cell:>20}" for cell in cells)
 
 
 def returns(runs: int, seed: int) -> None:
@@ -146,11 +172,10 @@ def _moments(values: NDArray[np.float64]) -> Moments:
 
 def cost() -> None:
     rng = np.random.default_rng(0)
-    errors_guard = RateAgainstStable("errors", "errors", 1.5, 0.001)
     latency_guard = LatencyAgainstStable("latency", 0.99, 1.2, EDGES)
     bins = len(EDGES) + 1
     shares = np.full(bins, 1 / bins)
-    errors_state, latency_state, drift_state = errors_guard.start(), latency_guard.start(), Drift()
+    errors_state, latency_state, drift_state = GUARD.start(), latency_guard.start(), Drift()
     contrast = Contrast()
     cases: dict[str, Callable[[], object]] = {}
     for _ in range(50):
@@ -161,7 +186,7 @@ def cost() -> None:
         contrast = contrast.add(_moments(rng.normal(0, 1, 3)), _moments(rng.normal(0, 1, 27)))
     one, other = [1] * bins, [9] * bins
     cases["error rate: add"] = lambda: errors_state.add(Count(5, 1), Count(45, 1))
-    cases["error rate: verdict and record"] = lambda: errors_guard.judge(errors_state, ALPHA, ALPHA)
+    cases["error rate: verdict and record"] = lambda: GUARD.judge(errors_state, ALPHA, ALPHA)
     cases["latency: add"] = lambda: latency_state.add(one, other)
     cases["latency: verdict and record"] = lambda: latency_guard.judge(latency_state, ALPHA, ALPHA)
     cases["return: verdict and record"] = lambda: ReturnGuard("return").judge(Returns(contrast), ALPHA, ALPHA)

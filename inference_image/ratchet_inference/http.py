@@ -375,7 +375,8 @@ class Connection(asyncio.Protocol):
         limits = self._limits
         waited = self._time() - self._since
         if self._paused or self._discarding:
-            if waited > limits.request_seconds:
+            # Where an answer is still being made, it is not the client who is slow.
+            if waited > limits.request_seconds and (self._paused or not self._open):
                 self.abort()
         elif self._upgraded:
             if waited > limits.idle_seconds:

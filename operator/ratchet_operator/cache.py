@@ -1,9 +1,11 @@
 """What the watches told: objects by UID, found by name, by job, by pool.
 
 An object is never replaced by an older version of itself, so that the answer to our own write, put here at
-once, is not undone by a watch that lags. A deleted UID never comes back.
+once, is not undone by a watch that lags. What is gone comes back only by a version newer than its going: a
+watch by label tells of an object that lost its label as of a deleted one, and it may get the label back.
 """
 
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -113,7 +115,8 @@ class Store:
         self._by_uid: dict[str, Packed] = {}
         self._by_name: dict[tuple[str, str], str] = {}
         self._by_label: dict[tuple[str, str, str], dict[str, None]] = {}
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._gone: OrderedDict[str, float] = OrderedDict()
+        """The version at which each was told to be gone."""
 
     def __len__(self) -> int:
         return len(self._by_uid)
@@ -134,8 +137,10 @@ class Store:
         """
         uid = uid_of(obj)
         before = self._by_uid.get(uid)
-        if uid in self._gone or (before is not None and version_of(obj) <= before.version):
+        known_until = before.version if before is not None else self._gone.get(uid, -1)
+        if version_of(obj) <= known_until:
             return False, None
+        self._gone.pop(uid, None)
         packed = Packed.of(self.kind, obj)
         self._by_uid[uid] = packed
         if before is not None and before.text == packed.text:
@@ -149,14 +154,25 @@ class Store:
             self._by_label.setdefault(at, {})[uid] = None
         return True, known
 
-    def remove(self, uid: str) -> Json | None:
-        """Forget an object for good; returns what was known of it."""
-        self._gone[uid] = None
+    def remove(self, uid: str, version: float = math.inf) -> Json | None:
+        """Forget an object; returns what was known of it.
+
+        Args:
+            uid: of the object.
+            version: of its end, or of the loss of its label: API servers give both to the event, not the
+                version before. It is higher than any that the object had until then, so what is known of a
+                later one lives on. Infinite where it is deleted for certain.
+
+        """
+        packed = self._by_uid.get(uid)
+        if packed is not None and packed.version > version:
+            return None
+        self._gone[uid] = max(version, self._gone.pop(uid, -1))
         if len(self._gone) > _TOMBSTONES:
             self._gone.popitem(last=False)
-        packed = self._by_uid.pop(uid, None)
         if packed is None:
             return None
+        del self._by_uid[uid]
         self.changes += 1
         before = packed.unpack()
         self._unindex(before)

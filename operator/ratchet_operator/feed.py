@@ -25,6 +25,7 @@ from ratchet_operator.kinds import (
     status_of,
     sub,
     uid_of,
+    version_of,
 )
 from ratchet_operator.observe import most_devices_on_a_node
 from ratchet_operator.workqueue import Lane, WorkQueue
@@ -83,8 +84,13 @@ class Feed:
         self._cache[kind].remove(uid)
 
     def gone(self, kind: Kind, obj: Json) -> bool:
-        """An object is no more; returns whether that is news."""
-        before = self._cache[kind].remove(uid_of(obj))
+        """An object is no more, or lost the label that it is watched by, at the version that it has here;
+        returns whether that is news.
+        """
+        return self._gone(kind, uid_of(obj), version_of(obj))
+
+    def _gone(self, kind: Kind, uid: str, version: int) -> bool:
+        before = self._cache[kind].remove(uid, version)
         if before is not None:
             self._tell(kind, before, None, Lane.CHANGE)
         return before is not None
@@ -92,7 +98,7 @@ class Feed:
     def relisted(self, kind: Kind, there: set[str], version: int, namespaces: tuple[str, ...]) -> int:
         """A whole list, by UIDs: forgets what it no longer has; returns how much that was."""
         missing = self._cache[kind].missing_from(there, namespaces, version)
-        return sum(self.gone(kind, obj) for obj in missing)
+        return sum(self._gone(kind, uid_of(obj), version) for obj in missing)
 
     def everything(self, lane: Lane) -> None:
         """Every job, every pool and every PolicyDeployment needs a look."""

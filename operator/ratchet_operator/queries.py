@@ -18,9 +18,10 @@ EVERY = 5.0  # seconds between two questions; most scrape more rarely
 
 @dataclass(slots=True)
 class _Asked:
-    """What is kept of one trial."""
+    """What is kept of one trial under the same guards: what was found under others is no verdict of these."""
 
     trial: str
+    guards: Sequence[PrometheusGuard]
     found: dict[str, Decision] = field(default_factory=dict[str, Decision])
     task: asyncio.Task[None] | None = None
 
@@ -54,16 +55,17 @@ class Queries:
         if trial is None or not guards:
             self.forget(uid)
             return ()
-        if uid in self._asked and self._asked[uid].trial != trial:
+        asked = self._asked.get(uid)
+        if asked is None or (asked.trial, asked.guards) != (trial, guards):
             self.forget(uid)
-        asked = self._asked.setdefault(uid, _Asked(trial))
+            asked = self._asked[uid] = _Asked(trial, guards)
         if asked.task is None or asked.task.done():
-            asked.task = asyncio.create_task(_ask(session, guards, asked))
+            asked.task = asyncio.create_task(_ask(session, asked))
         return tuple(
             asked.found.get(guard.name, source_down(guard.name, "it was not asked yet")) for guard in guards
         )
 
 
-async def _ask(session: aiohttp.ClientSession, guards: Sequence[PrometheusGuard], asked: _Asked) -> None:
-    asked.found = {one.guard: one for one in await prometheus.ask(session, guards)}
+async def _ask(session: aiohttp.ClientSession, asked: _Asked) -> None:
+    asked.found = {one.guard: one for one in await prometheus.ask(session, asked.guards)}
     await asyncio.sleep(EVERY)

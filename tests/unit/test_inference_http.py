@@ -373,6 +373,62 @@ def test_slow_clients_are_sent_away_and_idle_ones_closed():
         assert end_of(idle) == b""
 
 
+CANARYS = {"id": "i", "action": 1, "logProbability": -0.5, "digest": "c" * 64, "arm": "canary",
+           "value": None, "fallback": None, "episode": None, "t": None}  # fmt: skip
+CLOSE = b"connection: close\r\n"
+
+
+def wait_until_one_is_sent_away(running: Running):
+    with running.connect() as slow:
+        slow.sendall(b"POST /v1/act HT")
+        assert end_of(slow).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("end", ["closes", "speaks 1.0", "half-closed", "drain"])
+def test_a_last_answer_may_take_longer_than_a_client_may(end: str):
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def late(_: bytes) -> bytes:
+        asked.set()
+        assert may_answer.wait(20)
+        return http_answer(CANARYS)
+
+    with (
+        stand_in(late) as port,
+        serving(Pair(policy()), canary_ms=20_000, request_seconds=0.2) as running,
+    ):
+        send_to(running, port, 1.0)
+        request = post(GOOD)
+        if end == "closes":
+            request = request.replace(b"host: x\r\n", CLOSE)
+        elif end == "speaks 1.0":
+            request = request.replace(b"HTTP/1.1", b"HTTP/1.0")
+        elif end == "drain":
+            running.server.listener.draining = True  # as while the server waits for traffic to end
+        with running.connect() as connection:
+            connection.sendall(request)
+            if end == "half-closed":
+                connection.shutdown(socket.SHUT_WR)
+            assert asked.wait(20)
+            # A client that comes after one that was sent away waits for as long as between two looks at ours.
+            wait_until_one_is_sent_away(running)
+            wait_until_one_is_sent_away(running)
+            may_answer.set()
+            assert end_of(connection).startswith(b"HTTP/1.1 200")
+        running.server.listener.draining = False
+
+
+def test_a_client_that_does_not_take_its_last_answer_is_cut():
+    """Refused with a body that was not read, so that it is left to the client to close."""
+    with serving(Pair(policy()), request_seconds=0.3) as running, running.connect() as deaf:
+        deaf.sendall(b"POST /v1/act HTTP/1.1\r\ncontent-length: 9000000\r\n\r\n")
+        listener = running.server.listener
+        until(lambda: listener.refusals)
+        until(lambda: not listener.connections)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_until_closed(deaf, b"x")
+
+
 def test_a_client_that_does_not_read_is_not_buffered_for_ever():
     with serving(Pair(policy()), request_seconds=0.3) as running, running.connect() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -518,14 +574,12 @@ def test_while_it_drains_each_answer_asks_the_client_to_go():
 
 
 def test_a_drain_answers_those_who_came_after_all_others_had_left():
-    answer = {"id": "i", "action": 1, "logProbability": -0.5, "digest": "c" * 64, "arm": "canary",
-              "value": None, "fallback": None, "episode": None, "t": None}  # fmt: skip
     asked, may_answer = threading.Event(), threading.Event()
 
     def late(_: bytes) -> bytes:
         asked.set()
         assert may_answer.wait(20)
-        return http_answer(answer)
+        return http_answer(CANARYS)
 
     with stand_in(late) as port, serving(Pair(policy()), canary_ms=20_000) as running:
         listener = running.server.listener

@@ -2,8 +2,11 @@
 
 import asyncio
 import tracemalloc
+from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ratchet_operator.cache import Cache, Packed, Store
 from ratchet_operator.feed import Feed
 from ratchet_operator.kinds import (
@@ -57,6 +60,142 @@ def test_a_deleted_object_does_not_come_back_by_a_late_answer():
 
     assert store.put(obj("a", "1", 12))[0] is False
     assert store.get("team", "a") is None
+
+
+def test_an_object_that_gets_its_label_back_is_known_again_and_nothing_older_of_it():
+    store = Store(CONFIG_MAP)
+    store.put(obj("a", "1", 10))
+    store.remove("1", 11)
+
+    assert store.put(obj("a", "1", 11))[0] is False
+    assert store.put(obj("a", "1", 12, label="back"))[0] is True
+    assert store.get("team", "a")["metadata"]["labels"] == {"label": "back"}
+
+
+def test_a_loss_that_is_told_again_brings_nothing_back_from_before_a_later_one():
+    store = Store(CONFIG_MAP)
+    store.remove("1", 13)
+    store.remove("1", 11)
+
+    assert store.put(obj("a", "1", 12))[0] is False
+
+
+def test_a_late_word_of_the_lost_label_does_not_undo_what_we_repaired():
+    store = Store(CONFIG_MAP)
+    store.put(obj("a", "1", 10))
+    store.put(obj("a", "1", 12, label="back"))
+
+    assert store.remove("1", 11) is None
+    assert store.get("team", "a") is not None
+
+
+def test_what_a_later_list_lacked_comes_back_by_no_event_from_before_it():
+    into, cache, _ = feed()
+    into.seen(CONFIG_MAP, obj("a", "1", 10))
+    into.relisted(CONFIG_MAP, set(), 50, ())
+
+    assert not into.seen(CONFIG_MAP, obj("a", "1", 40))
+    assert into.seen(CONFIG_MAP, obj("a", "1", 51, label="back"))
+    assert cache[CONFIG_MAP].get("team", "a") is not None
+
+
+@dataclass
+class Labelled:
+    """The objects of an API server, and what it tells of those that have the label, and when."""
+
+    version: int = 0
+    there: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    """Version, and whether it has the label, by UID."""
+    events: list[tuple[str, str, int]] = field(default_factory=list)
+    lists: list[dict[str, int]] = field(default_factory=lambda: [{}])
+    """What a list found after so many events, and each later index is a later version."""
+    answers: list[tuple[str, int]] = field(default_factory=list)
+    """To our writes, each of which puts the label there, and not yet taken in."""
+
+    def write(self, uid: str, labelled: bool | None) -> None:
+        """As an API server does: None deletes, and whoever loses the label is told as deleted."""
+        _, had = self.there.get(uid, (0, False))
+        self.version += 1
+        self.there.pop(uid, None)
+        if labelled is not None:
+            self.there[uid] = (self.version, labelled)
+        if labelled:
+            self.events.append(("MODIFIED" if had else "ADDED", uid, self.version))
+        else:
+            self.events.append(("DELETED" if had else "BOOKMARK", uid, self.version))
+        self.lists.append({one: version for one, (version, found) in self.there.items() if found})
+
+
+def child(uid: str, version: int) -> dict:
+    return obj(uid, uid, version, said=str(version))
+
+
+HAPPENINGS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["edit", "strip", "repair", "delete", "we delete", "told", "told", "answered", "answered", "list"]
+        ),
+        st.integers(0, 20),
+    ),
+    min_size=15,
+    max_size=50,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(HAPPENINGS)
+def test_once_all_is_told_the_cache_has_what_has_the_label_whatever_came_late_or_twice(
+    happenings: list[tuple[str, int]],
+):
+    api, (into, cache, _), told, births = Labelled(), feed(), 0, 0
+    for what, choice in happenings:
+        uids = sorted(api.there)
+        uid = uids[choice % len(uids)] if uids else None
+        if what == "told":
+            tell(into, api, told, told + choice % 4)
+            told = min(len(api.events), told + choice % 4)
+        elif what == "answered" and api.answers:
+            into.wrote(CONFIG_MAP, child(*api.answers.pop(choice % len(api.answers))))
+        elif what == "list":
+            # Some API servers are behind others; a watch goes on from where the list was.
+            told = max(0, len(api.events) - choice % 4)
+            # No answer takes longer than all of a later list: that it lacks an object is not kept in mind.
+            for answer in [one for one in api.answers if one[1] <= told]:
+                api.answers.remove(answer)
+                into.wrote(CONFIG_MAP, child(*answer))
+            found = api.lists[told]
+            for one, version in found.items():
+                into.seen(CONFIG_MAP, child(one, version))
+            into.relisted(CONFIG_MAP, set(found), told, ())
+        elif what == "repair" or uid is None:
+            births += uid is None
+            uid = uid or f"uid-{births}"
+            api.write(uid, labelled=True)
+            api.answers.append((uid, api.version))
+        elif what == "edit":
+            api.write(uid, labelled=api.there[uid][1])
+        elif what == "strip":
+            api.write(uid, labelled=False)
+        elif what == "delete":
+            api.write(uid, labelled=None)
+        elif what == "we delete":
+            api.write(uid, labelled=None)
+            into.removed(CONFIG_MAP, uid)
+
+    for answer in api.answers:
+        into.wrote(CONFIG_MAP, child(*answer))
+    tell(into, api, told, len(api.events))
+
+    known = {one["metadata"]["uid"]: int(one["metadata"]["resourceVersion"]) for one in cache[CONFIG_MAP]}
+    assert known == api.lists[-1]
+
+
+def tell(into: Feed, api: Labelled, first: int, end: int) -> None:
+    for kind, uid, version in api.events[first:end]:
+        if kind == "DELETED":
+            into.gone(CONFIG_MAP, child(uid, version))
+        elif kind != "BOOKMARK":
+            into.seen(CONFIG_MAP, child(uid, version))
 
 
 def test_a_new_object_of_the_same_name_takes_the_name_and_keeps_it():

@@ -5,17 +5,20 @@ import json
 import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import pytest
 from aiohttp import web
+from fakeapi import eventually
 from prometheus import scraping
+from ratchet_operator.queries import Queries
 from ratchet_operator.rollout.prometheus import LARGEST_ANSWER, ask, verdict
 
 from ratchet.api.v1alpha1.policydeployment import PrometheusGuard
 from ratchet.evidence import Decision, Verdict
 
+T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -73,25 +76,33 @@ def test_nonsense_is_a_source_that_is_down(body: object):
     assert verdict(guard(), body).verdict is Verdict.SOURCE_DOWN
 
 
-def asked(handler: Handler, *guards: PrometheusGuard, seconds: float = 10.0) -> tuple[Decision, ...]:
-    """The verdicts, with a server on loopback as each guard's Prometheus."""
+def against(handler: Handler, scenario: Callable[[aiohttp.ClientSession, str], Awaitable[T]]) -> T:
+    """What a scenario returns, with a server on loopback at an URL."""
 
-    async def run() -> tuple[Decision, ...]:
+    async def run() -> T:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", handler)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}/prefix/"
         try:
             async with aiohttp.ClientSession() as session:
-                mine = [one.model_copy(update={"url": url}) for one in guards]
-                return await ask(session, mine, seconds)
+                return await scenario(session, f"http://127.0.0.1:{runner.addresses[0][1]}/prefix/")
         finally:
             await runner.cleanup()
 
     return asyncio.run(run())
+
+
+def asked(handler: Handler, *guards: PrometheusGuard, seconds: float = 10.0) -> tuple[Decision, ...]:
+    """The verdicts, with a server on loopback as each guard's Prometheus."""
+
+    async def scenario(session: aiohttp.ClientSession, url: str) -> tuple[Decision, ...]:
+        mine = [one.model_copy(update={"url": url}) for one in guards]
+        return await ask(session, mine, seconds)
+
+    return against(handler, scenario)
 
 
 def test_each_guard_is_asked_its_own_query():
@@ -153,6 +164,43 @@ def test_a_prometheus_that_is_not_there_is_down_and_its_password_is_not_said():
     (decision,) = asyncio.run(run())
     assert decision.verdict is Verdict.SOURCE_DOWN
     assert "secret" not in decision.sentence
+
+
+@pytest.mark.parametrize("edit", [{"max": 1}, {"min": 4}, {"query": "many"}])
+@pytest.mark.parametrize("in_flight", [True, False])
+def test_what_a_guard_found_is_no_verdict_of_what_it_is_edited_to(edit: dict[str, Any], in_flight: bool):
+    before, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        query = str((await request.post())["query"])
+        before.set()
+        await may_answer.wait()
+        return web.json_response(vector("3" if query == "few" else "9"))
+
+    async def scenario(session: aiohttp.ClientSession, url: str) -> tuple[Decision, Decision]:
+        queries, written = Queries(), {"name": "tickets", "url": url, "query": "few", "max": 5}
+
+        def found(**edited: Any) -> Decision:
+            job = {"type": "TrainingJob", "trainingJob": {"jobRef": {"name": "cartpole"}}}
+            spec = {"source": job, "guards": {"prometheus": [{**written, **edited}]}}
+            (decision,) = queries.found(session, {"metadata": {"uid": "u"}, "spec": spec}, "trial")
+            return decision
+
+        found()
+        await before.wait()
+        if not in_flight:
+            may_answer.set()
+            await eventually(lambda: found().verdict is Verdict.PASS)
+        at_once = found(**edit)
+        may_answer.set()
+        await eventually(lambda: found(**edit).verdict is not Verdict.SOURCE_DOWN)
+        first = found(**edit)
+        queries.forget("u")
+        return at_once, first
+
+    at_once, first = against(handler, scenario)
+    assert at_once.verdict is Verdict.SOURCE_DOWN
+    assert first.verdict is Verdict.FAIL
 
 
 def test_prometheus_itself_is_understood(tmp_path: Path):
