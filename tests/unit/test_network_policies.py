@@ -1,9 +1,11 @@
-"""Who may reach whom under the NetworkPolicies of a job, decided as Kubernetes' API says a network must.
+"""Who may reach whom under the NetworkPolicies of a job, and of the servers of a policy, decided as
+Kubernetes' API says a network must.
 
 The local cluster's network does not enforce policies, so their meaning is held here: an evaluator of
 networking.k8s.io/v1 over the built objects, and every pair of the parties around two jobs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from itertools import product
@@ -13,12 +15,15 @@ import pytest
 from ratchet_operator.build.context import JobContext, PoolContext
 from ratchet_operator.build.network import network_policies
 from ratchet_operator.build.redis import redis_deployment
+from ratchet_operator.build.server import server_deployment
+from ratchet_operator.build.serving import ServingContext, network_policy
 from ratchet_operator.build.trainer import trainer_deployment
 from ratchet_operator.build.workers import worker_template
 from ratchet_operator.ledger import Ledger
+from ratchet_operator.rollout.revision import Checkpoint
 from ratchet_operator.settings import Installation
 
-from ratchet.api.v1alpha1 import RLTrainingJobSpec, RolloutPoolSpec
+from ratchet.api.v1alpha1 import PolicyDeploymentSpec, RLTrainingJobSpec, RolloutPoolSpec
 
 Json = dict[str, Any]
 EXTERNAL = {"type": "External", "external": {"secretRef": {"name": "mine"}}}
@@ -120,6 +125,26 @@ def pods(prefix: str, context: JobContext) -> dict[str, Party]:
     return {f"{prefix}.{name}": Party(context.namespace, labels) for name, labels in found.items()}
 
 
+def serving(namespace: str, name: str, uid: str) -> ServingContext:
+    source = {"type": "TrainingJob", "trainingJob": {"jobRef": {"name": "a"}}}
+    return ServingContext(
+        namespace, name, uid, PolicyDeploymentSpec.model_validate({"source": source}), Installation()
+    )
+
+
+def servers(prefix: str, context: ServingContext) -> dict[str, Party]:
+    """A server of each arm, with the labels that its builder gives."""
+
+    def labels(digest: str) -> dict[str, str]:
+        where = Checkpoint(origin="job", digest=digest, uri="s3://bucket/1.json")
+        obj = server_deployment(context, context.revision_of(where), 1)
+        return obj["spec"]["template"]["metadata"]["labels"]
+
+    return {
+        f"{prefix}.{arm}": Party(context.namespace, labels(f"sha256:{arm}")) for arm in ("stable", "canary")
+    }
+
+
 OUTSIDE = {
     "operator": Party("ratchet-system", {"app.kubernetes.io/name": "ratchet"}),
     "prometheus": Party("monitoring", {"app": "prometheus"}),
@@ -128,18 +153,27 @@ OUTSIDE = {
     "s3": Party("", address="203.0.113.9"),
     "metadata": Party("", address="169.254.169.254"),
 }
-TALKS = {"http": ("TCP", 8080), "redis": ("TCP", 6379), "https": ("TCP", 443), "dns": ("UDP", 53)}
+TALKS = {
+    "http": ("TCP", 8080), "redis": ("TCP", 6379), "https": ("TCP", 443), "dns": ("UDP", 53),
+    "ntp": ("UDP", 123),
+}  # fmt: skip
+Contexts = Mapping[str, JobContext | ServingContext]
 
 
-def map_of(contexts: dict[str, JobContext]) -> tuple[list[Json], dict[str, Party]]:
-    policies = [policy for context in contexts.values() for policy in network_policies(context)]
+def map_of(contexts: Contexts) -> tuple[list[Json], dict[str, Party]]:
+    policies: list[Json] = []
     parties = dict(OUTSIDE)
     for prefix, context in contexts.items():
-        parties |= pods(prefix, context)
+        if isinstance(context, ServingContext):
+            policies.append(network_policy(context))
+            parties |= servers(prefix, context)
+        else:
+            policies += network_policies(context)
+            parties |= pods(prefix, context)
     return policies, parties
 
 
-def reached(contexts: dict[str, JobContext], *, by: str = "", to: str = "") -> set[tuple[str, str, str]]:
+def reached(contexts: Contexts, *, by: str = "", to: str = "") -> set[tuple[str, str, str]]:
     """(from, to, what) of each talk that one of the parties named so can have with any other."""
     policies, parties = map_of(contexts)
     return {
@@ -205,6 +239,38 @@ def test_workers_of_an_external_redis_reach_it_wherever_it_is_but_not_the_nodes_
     assert ("a.worker", "prometheus", "redis") in talks
     assert {what for _, target, what in talks if target == "metadata"} == {"dns"}
     assert not [talk for talk in talks if talk[1] == "b.redis"]
+
+
+SERVED = {**TWO, "p": serving("team", "p", "uid-p"), "q": serving("team", "q", "uid-q")}
+
+
+@pytest.mark.parametrize("arm", ["p.stable", "p.canary"])
+def test_anybody_may_ask_a_server_for_actions_and_for_nothing_else(arm: str):
+    talks = reached(SERVED, to=arm)
+    other = {"p.stable": "p.canary", "p.canary": "p.stable"}[arm]
+    askers = {source for source, _, _ in talks}
+    assert {talk for _, _, talk in talks} == {"http"}
+    assert {*OUTSIDE, "a.trainer", other, "q.stable"} <= askers
+    assert not [name for name in askers if name.endswith((".worker", ".added", ".redis"))]
+
+
+@pytest.mark.parametrize("arm", ["p.stable", "p.canary"])
+def test_a_server_reaches_s3_dns_and_the_other_arm_and_no_jobs_redis(arm: str):
+    talks = {(target, talk) for _, target, talk in reached(SERVED, by=arm)}
+    other = {"p.stable": "p.canary", "p.canary": "p.stable"}[arm]
+    assert {("s3", "https"), ("dns", "dns"), (other, "http")} <= talks
+    assert {talk for target, talk in talks if "." in target} == {"http"}
+    assert not [target for target, talk in talks if talk == "ntp"]
+
+
+def test_the_policy_of_one_policys_servers_is_about_no_other_pod():
+    _, parties = map_of({**SERVED, "o": serving("other", "p", "uid-o")})
+    only = [network_policy(serving("team", "p", "uid-p"))]
+    bound = {
+        name for name, party in parties.items()
+        if not reaches(only, parties["neighbour"], party, *TALKS["redis"])
+    }  # fmt: skip
+    assert bound == {"p.stable", "p.canary"}
 
 
 def test_without_policies_everybody_reaches_everybody():

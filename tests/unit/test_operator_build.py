@@ -8,13 +8,16 @@ from ratchet_operator.build.context import JobContext, PoolContext
 from ratchet_operator.build.network import network_policies
 from ratchet_operator.build.pool import REPLICAS_FROM, rollout_pool
 from ratchet_operator.build.redis import redis_deployment, redis_service
+from ratchet_operator.build.server import server_deployment
+from ratchet_operator.build.serving import ServingContext
 from ratchet_operator.build.trainer import CONFIG_HASH, trainer_deployment
 from ratchet_operator.build.workers import worker_set
 from ratchet_operator.kinds import base_name, label_value
 from ratchet_operator.ledger import LEDGER_ANNOTATION, Ledger
+from ratchet_operator.rollout.revision import Checkpoint
 from ratchet_operator.settings import Installation
 
-from ratchet.api.v1alpha1 import RLTrainingJobSpec, RolloutPoolSpec, TrainingConfig
+from ratchet.api.v1alpha1 import PolicyDeploymentSpec, RLTrainingJobSpec, RolloutPoolSpec, TrainingConfig
 
 SPEC = {
     "environment": {"id": "CartPole-v1"},
@@ -33,6 +36,17 @@ def pool_context(job: JobContext | None = None, **spec: object) -> PoolContext:
     return PoolContext("job-rollouts", "uid-2", parsed, job or context())
 
 
+def server(**fields: object) -> dict:
+    spec = {
+        "source": {"type": "TrainingJob", "trainingJob": {"jobRef": {"name": "job"}}},
+        "server": fields,
+    }
+    parsed = PolicyDeploymentSpec.model_validate(spec)
+    serving = ServingContext("team", "served", "uid-3", parsed, Installation())
+    where = Checkpoint(origin="job", digest="sha256:1", uri="s3://bucket/1.json", secret="s3")
+    return server_deployment(serving, serving.revision_of(where), 2)
+
+
 def container(obj: dict) -> dict:
     (only,) = obj["spec"]["template"]["spec"]["containers"]
     return only
@@ -42,11 +56,12 @@ def environment(obj: dict) -> dict[str, str]:
     return {item["name"]: item["value"] for item in container(obj)["env"]}
 
 
-ALL_PODS = {
+PODS_OF_A_JOB = {
     "trainer": trainer_deployment(context(), Ledger(), "CPU", "s", 1),
     "redis": redis_deployment(context(), "s", 1),
     "worker": worker_set(pool_context(), "s", 2),
 }
+ALL_PODS = {**PODS_OF_A_JOB, "server": server()}
 
 
 @pytest.mark.parametrize("component", ALL_PODS)
@@ -55,6 +70,9 @@ def test_every_pod_is_restricted_and_holds_no_token(component):
     main = container(ALL_PODS[component])
 
     assert pod["automountServiceAccountToken"] is False
+    assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC", "initContainers", "serviceAccountName"}
+    kinds = {kind for volume in pod["volumes"] for kind in volume.keys() - {"name"}}
+    assert kinds <= {"emptyDir", "configMap", "secret"}, "a projected one could hold a token"
     assert pod["enableServiceLinks"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] >= 999
@@ -70,7 +88,7 @@ def test_every_pod_is_restricted_and_holds_no_token(component):
 
 
 def test_all_three_fit_a_small_node():
-    requests = [container(obj)["resources"]["requests"] for obj in ALL_PODS.values()]
+    requests = [container(obj)["resources"]["requests"] for obj in PODS_OF_A_JOB.values()]
 
     assert [found["cpu"] for found in requests] == ["200m", "25m", "150m"]
 

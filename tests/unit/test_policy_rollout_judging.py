@@ -310,6 +310,33 @@ def test_episodes_that_began_before_the_trial_are_not_of_it():
     assert judged.evidence.returns.canary_began == 0
 
 
+@pytest.mark.parametrize(
+    ("baseline", "found", "estimate"), [(12.0, Verdict.FAIL, -3.0), (9.0, Verdict.PASS, 0.0)]
+)
+def test_a_baseline_is_compared_with_the_canarys_episodes_alone(
+    baseline: float, found: Verdict, estimate: float
+):
+    judged = Judged(answer("a", 900), episodeReturn={"enabled": True, "horizon": "1m", "baseline": baseline})
+    alone = [episodes("canary", NEW, 60, 100, 60, began=60)]
+    judged.look(answer("a", 1_010, episodes=alone), after=110)
+    decision = judged.of("episodeReturnBaseline")
+    assert (decision.verdict, decision.canary, decision.stable) == (found, 9.0, baseline)
+    assert (decision.canary_n, decision.estimate) == (60, estimate)
+    assert judged.of("episodeReturn").verdict is Verdict.NOT_ENOUGH_EVIDENCE
+
+
+def test_a_baseline_that_changes_starts_its_test_alone_anew():
+    judged = Judged(answer("a", 900), episodeReturn={"enabled": True, "horizon": "1m", "baseline": 12})
+    for start, baseline in ((60, 12.0), (70, 6.0)):
+        returns = {"enabled": True, "horizon": "1m", "baseline": baseline}
+        judged.court = court_of(spec_with(guards={"episodeReturn": returns}))
+        both = [episodes(*arm, start, 100, 60, began=60) for arm in (("canary", NEW), ("stable", OLD))]
+        judged.look(answer("a", 950 + start, episodes=both), after=110)
+    decision = judged.of("episodeReturnBaseline")
+    assert (decision.canary_n, decision.stable, decision.verdict) == (60, 6.0, Verdict.PASS)
+    assert judged.of("episodeReturn").canary_n == 120
+
+
 def test_evidence_comes_back_from_the_ledger_as_it_was():
     guards = {**EVERYTHING, "episodeReturn": {"enabled": True, "horizon": "20s"}}
     world = World(episode=5, skew=60)

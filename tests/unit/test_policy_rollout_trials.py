@@ -60,6 +60,24 @@ def test_a_worse_policy_is_taken_out_soon(guard: str, most: int, canary: Behavio
         assert done.state.trial.phase == "RollBack"
 
 
+@pytest.mark.parametrize(
+    ("returns", "guard"),
+    [((350.0, 100.0), "episodeReturnBaseline"), ((500.0, 100.0), None)],
+)
+def test_a_baseline_condemns_a_canary_that_is_no_worse_than_stable(
+    returns: tuple[float, float], guard: str | None
+):
+    world = World(**{**vars(HOSTILE), "episode": 20})
+    spec = spec_with(guards={"episodeReturn": {**RETURNS["episodeReturn"], "baseline": 450}}, strategy=QUICK)
+    for seed in range(2):
+        done = Simulation(spec, world, Behaviour(returns=returns), Behaviour(returns=returns), seed=seed)
+        done.run(400, lambda one: one.failed_after is not None)
+        failed = done.failed()
+        assert (failed and failed.guard) == guard, verdicts(done.decisions)
+        assert done.outcome == (None if guard else "Promoted")
+        assert verdicts(done.decisions)["episodeReturn"] != "Fail"
+
+
 class Skewed(Simulation):
     """Each pod's clock is wrong in its own way, by whole cohorts; all chance is as it was."""
 

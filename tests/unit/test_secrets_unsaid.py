@@ -1,10 +1,16 @@
-"""Trainer and worker as processes at their most talkative: no line that they leave holds a secret."""
+"""Trainer, worker and policy server as processes at their most talkative: no line that they leave, and no
+answer that they give, holds a secret.
+"""
 
+import http.client
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,6 +19,7 @@ from disguises import disguises
 from redis import Redis
 from redisserver import RedisServer, free_port
 from s3server import S3Server
+from servedpolicies import artifact
 
 # The level is fixed; code of an environment, which runs in the worker, may set another.
 TALKATIVE = """
@@ -24,6 +31,7 @@ main()
 """
 PASSWORD = "p/w+d=of the user"
 TOKEN = "session/token+of=someone"
+ORDERS = "admin/token+of=the operator"
 SECONDS = 120
 
 
@@ -122,3 +130,112 @@ def test_what_storage_refuses_is_not_repeated(tmp_path: Path, redis_server: Redi
     assert "checkpoint.s3.secretRef" in text
     assert '"level": "debug"' in text
     assert_unsaid(text, PASSWORD, TOKEN)
+
+
+@dataclass
+class Served:
+    """A policy server, and all that it has answered, heads included."""
+
+    process: subprocess.Popen[str]
+    log: Path
+    port: int
+    answers: list[str] = field(default_factory=list[str])
+
+    def ask(self, method: str, path: str, body: str = "", token: str | None = None) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        connection.request(method, path, body, {"Authorization": f"Bearer {token}"} if token else {})
+        answer = connection.getresponse()
+        self.answers.append(f"{answer.status} {answer.headers}{answer.read().decode()}")
+        connection.close()
+        return answer.status
+
+    def order(self, source: str) -> int:
+        return self.ask("PUT", "/v1/policy", json.dumps({"source": source}), ORDERS)
+
+    def until(self, message: str) -> None:
+        """The log has a line with this message."""
+        end = time.monotonic() + SECONDS
+        while f'"message": "{message}"' not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.02)
+
+    def everything(self) -> str:
+        """Ends it; its log and its answers."""
+        self.process.terminate()
+        assert self.process.wait(SECONDS) == 0, self.log.read_text()
+        return "\n".join([self.log.read_text(), *self.answers])
+
+
+@contextmanager
+def served(folder: Path, s3: S3Server) -> Iterator[Served]:
+    """Policy `s3://ratchet/<name of the folder>`, with the keys in the folder's `s3`."""
+    (folder / "admin-token").write_text(ORDERS)
+    log, port = folder / "log", free_port()
+    flags = {
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--policy": f"s3://ratchet/{folder.name}",
+        "--cache": folder / "cache",
+        "--s3-endpoint": s3.endpoint,
+        "--admin-token-file": folder / "admin-token",
+        "--drain-delay-seconds": 0,
+    }
+    command = [sys.executable, "-c", TALKATIVE.format(program="ratchet_inference")]
+    environment = {**os.environ, "RATCHET_S3_CREDENTIALS_DIR": str(folder / "s3")}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, *(f"{flag}={value}" for flag, value in flags.items())],
+            env={**environment, "RATCHET_TERMINATION_LOG": str(folder / "last-words")},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    server = Served(process, log, port)
+    try:
+        server.until("serving")
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_policy_server_repeats_no_secret_to_those_who_ask_or_order(tmp_path: Path, s3: S3Server):
+    s3.credentials(tmp_path / "s3")
+    for name, content in artifact().files.items():
+        s3.client().put_object(Bucket="ratchet", Key=f"{tmp_path.name}/{name}", Body=content)
+
+    with served(tmp_path, s3) as server:
+        server.until("swapped")
+        paths = ("/v1/stats", "/metrics", "/v1/route", "/healthz", "/readyz", "/nowhere")
+        told = [server.ask("GET", path, token=ORDERS) for path in paths]
+        asked = [server.ask("POST", "/v1/act", body) for body in ('{"observation": [0, 0, 0, 0]}', "{}")]
+        refused = [server.ask("PUT", "/v1/policy", "{}", token) for token in (None, ORDERS[:-1], ORDERS)]
+        # The last one is an error that no handler expects.
+        elsewhere = ("s3://not-there/policy", "s3://ratchet/not/there", "file:///\0")
+        orders = [server.order(f"s3://ratchet/{tmp_path.name}"), *map(server.order, elsewhere)]
+        text = server.everything()
+
+    assert told == [200, 200, 200, 200, 200, 404]
+    assert asked == [200, 400]
+    assert refused == [401, 401, 400]
+    assert orders == [200, 503, 422, 500]
+    for word in ('"level": "debug"', "Traceback", "no-token", "artifact-unavailable", "not/there"):
+        assert word in text
+    assert_unsaid(text, ORDERS, s3.access_key, s3.secret_key)
+
+
+def test_what_storage_refuses_a_policy_server_is_not_repeated(tmp_path: Path, s3: S3Server):
+    folder = s3.credentials(tmp_path / "s3")
+    (folder / "AWS_SECRET_ACCESS_KEY").write_text(PASSWORD)
+    (folder / "AWS_SESSION_TOKEN").write_text(TOKEN)
+
+    with served(tmp_path, s3) as server:
+        server.until("no policy yet")
+        asked = [server.ask("GET", path) for path in ("/readyz", "/v1/stats", "/metrics")]
+        refused = [server.ask("POST", "/v1/act", '{"observation": [0]}'), server.order("s3://ratchet/other")]
+        text = server.everything()
+
+    assert (asked, refused) == ([503, 200, 200], [503, 503])
+    assert "s3.secretRef" in text
+    assert_unsaid(text, PASSWORD, TOKEN, ORDERS, s3.access_key)

@@ -83,7 +83,7 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
         # to wait, nor to go on.
         return Plan(memo=seen.memo, requeue_after=LOOK_AGAIN)
     command = command_of(obj)
-    sourced = source_of(spec, seen.job)
+    sourced = source_of(spec, seen.job, book.accepted)
     is_promoting = (
         command is not None
         and command.verb == "promote"

@@ -33,6 +33,8 @@ STANDING = frozenset(
 """Reasons with which nothing goes on until somebody does something, or some time has passed."""
 BY_GATEWAY = frozenset({"Serving", "GatewayNotReady", "Routing"})
 """Reasons that say less than what is wrong with the user's gateway, where something is."""
+APPROVABLE = frozenset({"Serving", "ScaledToZero", "Quarantined", "AttemptsExhausted"})
+"""Reasons with which nothing goes on until `promote` begins the trial of a newer checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,9 @@ def serving_status(obj: Json, context: ServingContext, shown: Shown, now: dateti
             for arm, why in state.quarantined.items()
         ],
     ).to_wire()
-    status["conditions"] = conditions(live.get("conditions"), _verdicts(shown), generation, now)
+    job = context.spec.source.training_job
+    verdicts = _verdicts(shown, job.follow if job is not None else None)
+    status["conditions"] = conditions(live.get("conditions"), verdicts, generation, now)
     return status
 
 
@@ -175,10 +179,10 @@ def _action(decision: Decision) -> str:
     return "Hold" if decision.verdict in (Finding.NOT_ENOUGH_EVIDENCE, Finding.SOURCE_DOWN) else "None"
 
 
-def _verdicts(shown: Shown) -> dict[str, Verdict]:
+def _verdicts(shown: Shown, follow: str | None) -> dict[str, Verdict]:
     return {
         "Available": _available(shown),
-        "Progressing": _progressing(shown),
+        "Progressing": _progressing(shown, follow),
         "Degraded": _degraded(shown),
     }
 
@@ -198,8 +202,9 @@ def _available(shown: Shown) -> Verdict:
     return why_not_ready("server", pods) if not ready else no("Starting", "No server was asked yet.")
 
 
-def _progressing(shown: Shown) -> Verdict:
+def _progressing(shown: Shown, follow: str | None) -> Verdict:
     wanted, trial = shown.wanted, shown.state.trial
+    has_newer = follow != "Never" and _has_newer(shown)
     if shown.problem is not None:
         return shown.problem
     if trial is None and not shown.sourced.verdict.holds:
@@ -213,12 +218,13 @@ def _progressing(shown: Shown) -> Verdict:
             message = f"{message} {why_not_ready('server', lagging).message}"
         if wanted.reason == "Routing" and shown.trouble:
             message = f"{message} {shown.trouble}"
-        if _has_newer(shown):
+        if has_newer:
             message = f"{message} A newer checkpoint waits for its turn."
+    elif has_newer and follow == "OnApproval" and wanted.reason in APPROVABLE:
+        promote = "There is a newer checkpoint: ratchet rollout promote begins it."
+        return yes("AwaitingApproval", f"{message} {promote}")
     elif shown.nap is not None and _is_to_come(shown):
         message = f"{message} Another policy is tried when requests come."
-    elif wanted.reason == "Serving" and _has_newer(shown):
-        return yes("AwaitingApproval", "There is a newer checkpoint: ratchet rollout promote begins it.")
     if wanted.reason in STANDING:
         return no(wanted.reason, message)
     return yes(wanted.reason, message)

@@ -19,6 +19,7 @@ from ratchet_operator.rollout.revision import Checkpoint
 from ratchet_operator.specs import parsed
 
 FOUND = yes("SourceFound")
+WAITING = "WaitingForCheckpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,13 @@ class Sourced:
     verdict: Verdict
 
 
-def source_of(spec: PolicyDeploymentSpec, job: Json | None) -> Sourced:
+def source_of(spec: PolicyDeploymentSpec, job: Json | None, accepted: Checkpoint | None) -> Sourced:
     """The checkpoint that the source names.
 
     Args:
         spec: of the PolicyDeployment.
         job: the RLTrainingJob that it names, None where there is none.
+        accepted: what it named before. A step stays what it is when the job shows others.
 
     """
     source = spec.source
@@ -42,7 +44,11 @@ def source_of(spec: PolicyDeploymentSpec, job: Json | None) -> Sourced:
         return Sourced(_named(source.checkpoint), FOUND)
     if source.training_job is None:
         return Sourced(None, no("SourceUnknown", "spec.source names nothing."))
-    return _of_job(source.training_job, job)
+    found = _of_job(source.training_job, job)
+    is_known = accepted is not None and accepted.origin == origin_of(spec)
+    if found.verdict.reason == WAITING and source.training_job.checkpoint == "Step" and is_known:
+        return Sourced(accepted, FOUND)
+    return found
 
 
 def origin_of(spec: PolicyDeploymentSpec) -> str:
@@ -105,7 +111,7 @@ def _of_job(source: TrainingJobSource, job: Json | None) -> Sourced:
         return Sourced(None, no("JobUnreadable", f"RLTrainingJob {name}: {words_of(error)}"))
     chosen = _chosen(source, stored)
     if chosen is None:
-        return Sourced(None, no("WaitingForCheckpoint", _waiting(source, stored)))
+        return Sourced(None, no(WAITING, _waiting(source, stored)))
     s3 = spec.checkpoint.s3
     return Sourced(
         Checkpoint(
