@@ -42,7 +42,12 @@ SPEC = {
 
 
 class FakeServer:
-    """Objects by path, a log of requests, and failures to order."""
+    """Objects by path, a log of requests, and failures to order.
+
+    Attributes:
+        stalled: by path, what an answer there waits for.
+
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
@@ -50,6 +55,7 @@ class FakeServer:
         self.accepted: list[str] = []
         self.fail: dict[tuple[str, str], list[tuple[int, str]]] = {}
         self.going: set[str] = set()
+        self.stalled: dict[str, asyncio.Event] = {}
         self.lists = False
         self._numbers = itertools.count(1)
 
@@ -68,6 +74,8 @@ class FakeServer:
         path = request.path
         self.log.append((request.method, path))
         self.accepted.append(request.headers.get("Accept", ""))
+        if path in self.stalled:
+            await self.stalled[path].wait()
         if self.fail.get((request.method, path)):
             status, message = self.fail[request.method, path].pop(0)
             return self.answer(status, message)

@@ -20,6 +20,7 @@ from ratchet_operator.metrics import API_READS, API_WRITES, ERRORS
 PARTIAL = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=20)
 PAGE = 100
+AT_ONCE = 64  # requests
 NO_VERSION = "1"  # of no object, since etcd's first write has revision 2
 
 
@@ -92,23 +93,28 @@ class ApiServer:
     """Requests to one API server; use as an async context manager.
 
     Attributes:
-        may_write: asked before each write on an object's behalf; where it says no, the write is not sent.
+        may_write: asked before each request that changes something, once there is a connection for it; where
+            it says no, the request is not sent.
+        bucket: that writes on an object's behalf take from.
 
     """
 
     def __init__(self, configuration: Configuration, bucket: Bucket) -> None:
         self.configuration = configuration
         self.may_write: Callable[[], bool] = lambda: True
-        self._bucket = bucket
+        self.bucket = bucket
         self._session: aiohttp.ClientSession | None = None
+        self._watching: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "ApiServer":
-        self._session = session(self.configuration, limit=64)
+        self._session = session(self.configuration, limit=AT_ONCE, may_write=lambda: self.may_write())
+        self._watching = session(self.configuration, limit=0)  # a watch keeps its connection for minutes
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for connections in (self._session, self._watching):
+            if connections is not None:
+                await connections.close()
 
     async def _headers(self, accept: str, content_type: str | None) -> dict[str, str]:
         headers = {"Accept": accept, **await credentials(self.configuration)}
@@ -145,11 +151,11 @@ class ApiServer:
                 raise _error(answer.status, text, answer.headers.get("Retry-After"))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ApiError(0, type(error).__name__, str(error) or f"{method} {path} got no answer") from error
+        except orjson.JSONDecodeError as error:
+            raise ApiError(0, "NoJSON", f"{method} {path} got what is no JSON: {error}") from error
 
     async def _write(self, verb: str, kind: Kind, *args: Any, **kwargs: Any) -> Json:
-        await self._bucket.take()
-        if not self.may_write():
-            raise ApiError(0, "NotLeading", "another operator may lead by now")
+        await self.bucket.take()
         API_WRITES.labels(verb, kind.kind).inc()
         try:
             return await self.request(*args, **kwargs)
@@ -298,7 +304,7 @@ class ApiServer:
             ApiError: the watch could not be opened or broke.
 
         """
-        if self._session is None:
+        if self._watching is None:
             raise RuntimeError("use ApiServer as an async context manager")
         asked = {"labelSelector": selector, "fieldSelector": fields, "resourceVersion": since}
         params = {
@@ -310,7 +316,7 @@ class ApiServer:
         headers = await self._headers("application/json", None)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=silence)
         try:
-            async with self._session.get(
+            async with self._watching.get(
                 kind.path(namespace), params=params, headers=headers, timeout=timeout
             ) as answer:
                 if answer.status >= 400:
@@ -326,13 +332,40 @@ class ApiServer:
             raise ApiError(0, "NoJSON", f"a watch said what is no JSON: {error}") from error
 
 
+class _Connections(aiohttp.TCPConnector):
+    """Asks whether a write may be sent as late as that can be: by then it may have waited long for others."""
+
+    may_write: Callable[[], bool]
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[aiohttp.tracing.Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
+    ) -> aiohttp.connector.Connection:
+        connection = await super().connect(req, traces, timeout)
+        if req.method != "GET" and not self.may_write():
+            connection.release()
+            raise ApiError(0, "NotLeading", "another operator may lead by now")
+        return connection
+
+
 def session(
-    configuration: Configuration, *, limit: int, middlewares: tuple[aiohttp.ClientMiddlewareType, ...] = ()
+    configuration: Configuration,
+    *,
+    limit: int,
+    middlewares: tuple[aiohttp.ClientMiddlewareType, ...] = (),
+    may_write: Callable[[], bool] = lambda: True,
 ) -> aiohttp.ClientSession:
-    """Connections to the API server, `limit` at once, 0 for any number. Each request needs `credentials`."""
+    """Connections to the API server, `limit` at once, 0 for any number. Each request needs `credentials`.
+
+    Without `may_write` a write raises ApiError.
+    """
+    connections = _Connections(limit=limit, ssl=_ssl(configuration))
+    connections.may_write = may_write
     return aiohttp.ClientSession(
         base_url=configuration.host,
-        connector=aiohttp.TCPConnector(limit=limit, ssl=_ssl(configuration)),
+        connector=connections,
         timeout=REQUEST_TIMEOUT,
         middlewares=middlewares,
     )

@@ -114,6 +114,12 @@ class Lock(BaseLock):
         }
 
 
+def since_boot() -> float:
+    """Monotonic seconds, those of a suspended machine too where the platform counts them."""
+    clock: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
 class Election(LeaderElection):
     """Gives up in time also where the API server says nothing at all, or says it late.
 
@@ -122,11 +128,11 @@ class Election(LeaderElection):
 
     Args:
         election_config: the lock, and how long everything takes.
-        clock: monotonic seconds, which go on while the process stands still.
+        clock: monotonic seconds, which go on while the process or the machine stands still.
 
     """
 
-    def __init__(self, election_config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, election_config: Config, clock: Callable[[], float] = since_boot) -> None:
         super().__init__(election_config)
         self._clock = clock
         self._renewed = float("-inf")

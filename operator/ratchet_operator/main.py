@@ -41,7 +41,9 @@ class Operator:
     def __init__(self, settings: Settings, api: ApiServer) -> None:
         self._settings = settings
         self._api = api
-        self._lock = Lock(api, settings.pod_namespace, settings.pod_name)
+        # Whatever waits for a connection or an answer, the Lease does not wait behind it.
+        self._of_lease = ApiServer(api.configuration, api.bucket)
+        self._lock = Lock(self._of_lease, settings.pod_namespace, settings.pod_name)
         self._round_trip = RoundTrip(api, settings.pod_namespace, settings.pod_name)
         self._stop = asyncio.Event()
         self._leading: asyncio.Task[None] | None = None
@@ -80,7 +82,8 @@ class Operator:
         self._api.may_write = election.holds
         port = self._settings.port
         registries = (REGISTRY, self.controller.objects)
-        async with Web(port, self.trouble, self.waiting_for, self.controller.measure, registries):
+        web = Web(port, self.trouble, self.waiting_for, self.controller.measure, registries)
+        async with self._of_lease, web:
             log.info(
                 "started",
                 extra={"identity": self._settings.pod_name, "namespaces": self._settings.namespaces},

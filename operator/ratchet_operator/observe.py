@@ -71,9 +71,7 @@ class SecretSightings:
 
     def put(self, namespace: str, name: str, obj: Json | None) -> None:
         """Remember what was seen."""
-        owner = (controller_of(obj) or {}).get("uid") if obj is not None else None
-        uid = uid_of(obj) if obj is not None else None
-        self._seen[namespace, name] = _Sighting(uid, owner, asyncio.get_running_loop().time())
+        self._seen[namespace, name] = _sighting(obj, asyncio.get_running_loop().time())
 
     def forget(self, namespace: str, name: str) -> None:
         """Look again next time."""
@@ -86,12 +84,21 @@ class SecretSightings:
 
     async def uid(self, namespace: str, name: str, owner_uid: str | None, in_doubt: bool) -> str | None:
         """UID of the Secret; None where it is not, or belongs to another owner than the one asked for."""
-        seen = self._seen.get((namespace, name), _Sighting(None, None, float("-inf")))
+        at, now = (namespace, name), asyncio.get_running_loop().time()
+        seen = self._seen.get(at, _Sighting(None, None, float("-inf")))
         trust = TRUST_ABSENT if seen.uid is None else TRUST_IN_DOUBT if in_doubt else self._trust_present
-        if asyncio.get_running_loop().time() - seen.at > trust:
-            self.put(namespace, name, await self._api.get(SECRET, namespace, name, metadata_only=True))
-            seen = self._seen[namespace, name]
+        if now - seen.at > trust:
+            found = _sighting(await self._api.get(SECRET, namespace, name, metadata_only=True), now)
+            seen = self._seen.get(at, found)
+            if seen.at <= now:  # else it was put while the question was on its way
+                seen = self._seen[at] = found
         return seen.uid if owner_uid in (None, seen.owner) else None
+
+
+def _sighting(obj: Json | None, at: float) -> _Sighting:
+    if obj is None:
+        return _Sighting(None, None, at)
+    return _Sighting(uid_of(obj), (controller_of(obj) or {}).get("uid"), at)
 
 
 def most_devices_on_a_node(nodes: list[Json]) -> Mapping[str, int]:

@@ -31,6 +31,8 @@ from ratchet_operator.kinds import (
     is_owned_by,
     label_value,
     labels_of,
+    name_of,
+    namespace_of,
     status_of,
     uid_of,
 )
@@ -44,6 +46,7 @@ from ratchet_operator.rollout.book import Book, read_book
 from ratchet_operator.rollout.judging import PodAnswer
 from ratchet_operator.rollout.observed import Watch, observe
 from ratchet_operator.rollout.rates import rates
+from ratchet_operator.sparing import sparing
 
 log = logging.getLogger("ratchet.servers")
 
@@ -69,6 +72,7 @@ class _Look:
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
     counted: tuple[PodAnswer, ...] = ()
     counted_at: float = float("-inf")
+    amendments: int = 0
 
     def read(self, config_map: Json) -> None:
         """Take in the ledger and the routes, where they are not those of the last look."""
@@ -120,6 +124,7 @@ class ServerWatch:
         """The HTTPRoute of the PolicyDeployment with a UID is no longer what was found."""
         look = self._looks.get(uid)
         if look is not None:
+            look.amendments += 1
             look.heard = replace(look.heard, gateway=None)
         self._hurry.set()
 
@@ -138,7 +143,12 @@ class ServerWatch:
                         await self._hurry.wait()
 
     async def _look(self, session: aiohttp.ClientSession, obj: Json) -> None:
-        uid, namespace, name = uid_of(obj), obj["metadata"]["namespace"], obj["metadata"]["name"]
+        """One look. What servers of one say, which are anybody's images, must not end those at all others."""
+        with sparing(f"look {POLICY_DEPLOYMENT.kind}", f"{namespace_of(obj)}/{name_of(obj)}"):
+            await self._look_at(session, obj)
+
+    async def _look_at(self, session: aiohttp.ClientSession, obj: Json) -> None:
+        uid, namespace, name = uid_of(obj), namespace_of(obj), name_of(obj)
         config_map = self._cache[CONFIG_MAP].get(namespace, config_name(name))
         if config_map is None or not is_owned_by(config_map, uid):
             return
@@ -148,12 +158,14 @@ class ServerWatch:
         clock = asyncio.get_running_loop().time()
         if not _is_moving(book, look.heard) and clock - look.at < QUIET_EVERY:
             return
-        look.at = clock
+        look.at, amendments = clock, look.amendments
         pods = self._pods(namespace, name)
         said, gateway = await asyncio.gather(
             asyncio.gather(*(self._ask(session, uid, pod, routes) for pod in pods)), self._gateway(obj, book)
         )
         is_followed = gateway is None or gateway.is_followed
+        if look.amendments != amendments:
+            gateway = None  # as the route was before
         answers = tuple(answer for answer, _ in said)
         split, trouble = book.routed.split, next((trouble for _, trouble in said if trouble), "")
         trial = book.state.trial

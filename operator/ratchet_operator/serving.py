@@ -102,7 +102,11 @@ class Serving:
         try:
             await self.servers.run()
         finally:
+            telling = list(self._telling)
+            for task in telling:
+                task.cancel()
             await self._waker.stop()
+            await asyncio.gather(*telling, return_exceptions=True)
 
     async def decide(self, obj: Json, key: Key, now: datetime) -> Plan:
         """One step."""

@@ -30,6 +30,7 @@ from ratchet_operator.kinds import (
 )
 from ratchet_operator.metrics import POLLS_FAILED
 from ratchet_operator.policies.waiting import is_ready
+from ratchet_operator.sparing import sparing
 
 log = logging.getLogger("ratchet.trainers")
 
@@ -105,6 +106,11 @@ class TrainerWatch:
         return [pod for pod in pods if own.items() <= labels_of(pod).items() and controller_of(pod)]
 
     async def _ask(self, session: aiohttp.ClientSession, uid: str, job: Key, address: str) -> None:
+        """One question. What one says, which may be anybody's image, must not end those to all others."""
+        with sparing(f"ask {TRAINING_JOB.kind}", f"{job.namespace}/{job.name}"):
+            await self._hear(session, uid, job, address)
+
+    async def _hear(self, session: aiohttp.ClientSession, uid: str, job: Key, address: str) -> None:
         async with self._at_once:
             body = await get(session, f"{url_of(address, PORT)}/status", LONGEST_ANSWER)
         answer = _parse(body, uid) if body is not None else None

@@ -26,9 +26,11 @@ HOLD_SECONDS = 60.0  # for a server to be there
 CONNECT_SECONDS = 2.0
 AGAIN_SECONDS = 0.1  # until a server that took no connection is tried again
 KNOCK_SECONDS = 10.0  # for which a request counts that nobody waits for any more
-LARGEST_HEAD = 1 << 16
-LARGEST_HELD = 1 << 20  # bytes of one request; the rest of it waits at the client
-MOST_HELD = 1024  # requests of all PolicyDeployments
+REFUSED_SECONDS = 2.0  # for a client to take its refusal; one that is cut off while it talks may not see it
+LARGEST_HELD = 1 << 16  # bytes of one request, and so of its head; the rest of it waits at the client
+PIECE = 1 << 14  # bytes on their way from one side to the other
+MOST_HELD = 1024  # connections of all PolicyDeployments that wait for a server, or have not asked yet
+MOST_OPEN = 2 * MOST_HELD  # connections, with WebSockets and those that are being refused
 AT_ONCE = 64  # requests that are let go to the servers of one, which have just started
 Address = tuple[str, int]
 _REQUEST = re.compile(rb"[A-Z]+ [!-~]+ HTTP/1\.[01]\r\n")
@@ -69,6 +71,8 @@ class Waker:
         self._asked = asked
         self._ports: dict[tuple[str, str], _Port] = {}
         self._held: set[asyncio.Task[None]] = set()
+        self._open: set[_Client] = set()
+        self._waiting: set[_Client] = set()
 
     def door(self, namespace: str, name: str) -> Door:
         """The door of a PolicyDeployment as it is now."""
@@ -118,10 +122,30 @@ class Waker:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
 
+    def came(self, client: "_Client", transport: asyncio.Transport) -> None:
+        """A client has connected. One too many is told so, or not even that."""
+        if len(self._open) >= MOST_OPEN:
+            transport.abort()
+            return
+        self._open.add(client)
+        if len(self._waiting) >= MOST_HELD:
+            client.refuse(503, "overloaded", "too many requests wait for servers to start", retry_after=1)
+        else:
+            self._waiting.add(client)
+
+    def waits_no_more(self, client: "_Client") -> None:
+        """A client leaves its place to the next one."""
+        self._waiting.discard(client)
+
+    def went(self, client: "_Client") -> None:
+        """A client's connection is gone."""
+        self._open.discard(client)
+        self._waiting.discard(client)
+
     def hold(self, client: "_Client") -> asyncio.Task[None] | None:
-        """Wait for a server on behalf of a client; None where too many do."""
+        """Wait for a server on behalf of a client; None where nobody is served here any more."""
         port = self._ports.get(client.at)
-        if port is None or len(self._held) >= MOST_HELD:
+        if port is None:
             return None
         port.asked_at = time.monotonic()
         task = asyncio.create_task(self._bring(port, client))
@@ -150,7 +174,9 @@ class Waker:
                 HELD_SECONDS.observe(time.perf_counter() - began)
                 let_go()
                 client.join(server)
-                if not client.upgrades:
+                if client.upgrades:
+                    self.waits_no_more(client)
+                else:
                     await server.ended
         except TimeoutError:
             client.refuse(503, "asleep", "no server has started in time: ask again", retry_after=5)
@@ -196,18 +222,36 @@ def last(head: bytes) -> tuple[bytes, bool]:
     return b"\r\n".join([first, *kept, b"Connection: close", b"", b""]), False
 
 
-class _Side(asyncio.Protocol):
-    """One of two connections of which each gets what the other one says."""
+class _Side(asyncio.BufferedProtocol):
+    """One of two connections of which each gets what the other one says, in pieces of a size that is ours: a
+    Protocol would get a quarter of a MiB at once.
+    """
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.other: _Side | None = None
+        self._piece = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is there."""
         self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(PIECE)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Where the next piece goes."""
+        self._piece = bytearray(self.room())
+        return self._piece
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """A piece has come."""
+        data, self._piece = bytes(memoryview(self._piece)[:nbytes]), bytearray()
+        self.said(data)
+
+    def room(self) -> int:
+        """Bytes that the next piece may have."""
+        return PIECE
+
+    def said(self, data: bytes) -> None:
         """For the other one."""
         if self.other is not None and self.other.transport is not None:
             self.other.transport.write(data)
@@ -270,25 +314,35 @@ class _Client(_Side):
         self._said = bytearray()
         self._waits: asyncio.Task[None] | None = None
         self._limit: asyncio.TimerHandle | None = None
+        self._is_refused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It has not said anything yet: whoever looks whether a port is open wakes nobody."""
         super().connection_made(transport)
         self._limit = asyncio.get_running_loop().call_later(HEAD_SECONDS, transport.close)
+        self._waker.came(self, cast(asyncio.Transport, transport))
 
-    def data_received(self, data: bytes) -> None:
+    def room(self) -> int:
+        """What may be held of it, until there is somebody to say it to."""
+        return PIECE if self.other is not None or self._is_refused else LARGEST_HELD - len(self._said)
+
+    def said(self, data: bytes) -> None:
         """A piece of its request."""
         if self.other is not None:
-            super().data_received(data)
+            super().said(data)
+            return
+        if self._is_refused:
             return
         self._said += data
-        if self._waits is not None:
-            if len(self._said) > LARGEST_HELD and self.transport is not None:
-                self.transport.pause_reading()
-            return
+        if self._waits is None:
+            self._ask()
+        if len(self._said) >= LARGEST_HELD and self.transport is not None:
+            self.transport.pause_reading()
+
+    def _ask(self) -> None:
         end = self._said.find(b"\r\n\r\n") + 4
         if end < 4:
-            if len(self._said) > LARGEST_HEAD:
+            if len(self._said) >= LARGEST_HELD:
                 self.refuse(431, "head-too-large", "send fewer headers")
             return
         if self._limit is not None:
@@ -301,7 +355,7 @@ class _Client(_Side):
         self._said[:end] = head
         self._waits = self._waker.hold(self)
         if self._waits is None:
-            self.refuse(503, "overloaded", "too many requests wait for servers to start", retry_after=1)
+            self.refuse(503, "asleep", "nothing is held here any more: ask again", retry_after=1)
 
     def eof_received(self) -> bool:
         """Who goes before there is a server waits for none."""
@@ -311,6 +365,7 @@ class _Client(_Side):
         """As of either side."""
         super().connection_lost(exc)
         self.transport = None
+        self._waker.went(self)
         if self._limit is not None:
             self._limit.cancel()
         if self._waits is not None and self.other is None:
@@ -323,13 +378,14 @@ class _Client(_Side):
                 server.transport.abort()
             return
         self.other, server.other = server, self
+        self.transport.resume_reading()  # and no more of it where that is too much for the server
         server.transport.write(bytes(self._said))
         self._said.clear()
-        self.transport.resume_reading()
 
     def refuse(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
-        """Answer as a policy server does, and close; not once a server answers."""
-        if self.transport is None or self.other is not None or self.transport.is_closing():
+        """Answer as a policy server does, and close once the client has; not once a server answers."""
+        transport = self.transport
+        if transport is None or self.other is not None or self._is_refused or transport.is_closing():
             return
         TURNED_AWAY.labels(code).inc()
         body = json.dumps({"error": {"code": code, "message": message}}).encode()
@@ -338,5 +394,12 @@ class _Client(_Side):
             f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-type: application/json\r\n{wait}"
             f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
         )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._is_refused = True
+        self._waker.waits_no_more(self)
+        self._said.clear()
+        transport.write(head.encode() + body)
+        transport.write_eof()
+        transport.resume_reading()  # a socket that is closed with something unread takes back what it said
+        if self._limit is not None:
+            self._limit.cancel()
+        self._limit = asyncio.get_running_loop().call_later(REFUSED_SECONDS, transport.abort)

@@ -8,12 +8,13 @@ broke; where the API server no longer knows that place, everything is listed aga
 import asyncio
 import logging
 import random
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 
 from ratchet_operator.apiserver import ApiError, ApiServer
 from ratchet_operator.feed import Feed
-from ratchet_operator.kinds import Json, Kind, meta, sub, uid_of
+from ratchet_operator.kinds import Json, Kind, meta, name_of, namespace_of, sub, uid_of
 from ratchet_operator.metrics import ERRORS, WATCH_MISSED
+from ratchet_operator.sparing import sparing
 
 log = logging.getLogger("ratchet.watch")
 
@@ -61,8 +62,9 @@ class Lists:
             for obj in page:  # items of a list carry neither
                 obj.setdefault("apiVersion", self.kind.api_version)
                 obj.setdefault("kind", self.kind.kind)
-                missed += self._feed.seen(self.kind, obj)
                 there.add(uid_of(obj))
+                with self._sparing(obj):
+                    missed += self._feed.seen(self.kind, obj)
         missed += self._feed.relisted(self.kind, there, version, (self.namespace,) if self.namespace else ())
         if not self.listed.is_set():
             self.first = version
@@ -74,6 +76,10 @@ class Lists:
                 )
         self.listed.set()
         return version
+
+    def _sparing(self, obj: Json) -> AbstractContextManager[None]:
+        """An object may hold what can't be kept, as one that is 255 deep; all others are told."""
+        return sparing(f"feed {self.kind.kind}", f"{namespace_of(obj)}/{name_of(obj)}")
 
     def _failed(self, what: str, error: ApiError, pause: float) -> None:
         ERRORS.labels(f"{what} {self.kind.kind} {error.status}").inc()
@@ -148,9 +154,11 @@ class Watch(Lists):
         obj: Json = sub(event, "object")
         match event.get("type"):
             case "ADDED" | "MODIFIED":
-                self._feed.seen(self.kind, obj)
+                with self._sparing(obj):
+                    self._feed.seen(self.kind, obj)
             case "DELETED":
-                self._feed.gone(self.kind, obj)
+                with self._sparing(obj):
+                    self._feed.gone(self.kind, obj)
             case "ERROR":
                 raise ApiError(
                     int(obj.get("code") or 0), str(obj.get("reason", "")), str(obj.get("message", ""))

@@ -1,10 +1,12 @@
 """Steps of a whole controller against a small API server."""
 
 import asyncio
+import signal
 from typing import Any
 
 import pytest
 from fakeapi import KEY, SPEC, FakeServer, against, eventually, named
+from ratchet_operator import apiserver
 from ratchet_operator.apiserver import ApiServer
 from ratchet_operator.cache import Cache
 from ratchet_operator.controller import Controller
@@ -174,5 +176,27 @@ def test_an_operator_whose_leading_breaks_says_so_by_its_exit_code_and_gives_the
         assert await Operator(settings, api).run() != 0
 
         assert fake.objects[lease]["spec"]["holderIdentity"] == ""
+
+    against(scenario)
+
+
+def test_the_lease_does_not_wait_for_what_others_wait_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(apiserver, "AT_ONCE", 1)
+
+    async def scenario(fake: FakeServer, api: ApiServer) -> None:
+        at, lease = SERVICE.path("team", "slow"), LEASE.path("team", LEASE_NAME)
+        fake.stalled[at] = asyncio.Event()
+        slow = asyncio.create_task(api.get(SERVICE, "team", "slow"))
+        await eventually(lambda: bool(fake.log))
+        settings = Settings(pod_namespace="team", pod_name="one", port=0, nodes_visible=False)
+
+        running = asyncio.create_task(Operator(settings, api).run())
+
+        await eventually(lambda: lease in fake.objects)
+        signal.raise_signal(signal.SIGTERM)
+        assert await running == 0
+        assert fake.objects[lease]["spec"]["holderIdentity"] == ""
+        fake.stalled[at].set()
+        await slow
 
     against(scenario)

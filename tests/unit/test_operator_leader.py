@@ -2,6 +2,7 @@
 
 import asyncio
 import selectors
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -9,7 +10,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
 from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
-from ratchet_operator.leader import LEASE_SECONDS, RENEW_DEADLINE, RETRY_PERIOD, Election
+from ratchet_operator.leader import LEASE_SECONDS, RENEW_DEADLINE, RETRY_PERIOD, Election, since_boot
 
 
 class Skipping(asyncio.SelectorEventLoop):
@@ -135,8 +136,8 @@ def test_a_leader_goes_on_through_refusals_that_end_in_time():
     assert ended == 4 * RETRY_PERIOD + RENEW_DEADLINE + RETRY_PERIOD
 
 
-def test_a_leader_that_stood_still_for_too_long_knows_that_it_leads_no_more():
-    now = [100.0]
+def obliging() -> Config:
+    """Of a lock that is always given."""
 
     async def renewal() -> bool:
         return True
@@ -144,11 +145,37 @@ def test_a_leader_that_stood_still_for_too_long_knows_that_it_leads_no_more():
     async def nothing() -> None:
         return
 
+    return Config(Shared(renewal), LEASE_SECONDS, RENEW_DEADLINE, RETRY_PERIOD, nothing, nothing)
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="the platform counts no suspended seconds")
+def test_a_leader_whose_machine_was_suspended_knows_that_it_leads_no_more(monkeypatch: pytest.MonkeyPatch):
+    suspended, read = [0.0], time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: read(clock) + suspended[0])
+
     async def scenario() -> None:
-        lock = Shared(renewal)
-        election = Election(
-            Config(lock, LEASE_SECONDS, RENEW_DEADLINE, RETRY_PERIOD, nothing, nothing), lambda: now[0]
-        )
+        election = Election(obliging())
+        assert await election.try_acquire_or_renew()
+        assert election.holds()
+
+        suspended[0] = LEASE_SECONDS
+
+        assert not election.holds()
+
+    asyncio.run(scenario())
+
+
+def test_a_platform_that_counts_no_suspended_seconds_has_a_clock_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+    before = time.monotonic()
+    assert before <= since_boot() <= time.monotonic()
+
+
+def test_a_leader_that_stood_still_for_too_long_knows_that_it_leads_no_more():
+    now = [100.0]
+
+    async def scenario() -> None:
+        election = Election(obliging(), lambda: now[0])
         assert not election.holds()
         assert await election.try_acquire_or_renew()
         assert election.holds()

@@ -8,6 +8,7 @@ from aiohttp import web
 from ratchet_operator import trainers
 from ratchet_operator.cache import Cache
 from ratchet_operator.kinds import POD, TRAINING_JOB
+from ratchet_operator.metrics import REGISTRY
 from ratchet_operator.trainers import LONGEST_ANSWER, TrainerWatch
 
 from ratchet.api.v1alpha1 import TrainerStatus
@@ -37,7 +38,11 @@ def told() -> Cache:
     return cache
 
 
-def heard(answer: Callable[[], web.StreamResponse], monkeypatch: pytest.MonkeyPatch) -> TrainerStatus | None:
+def heard(
+    answer: Callable[[], web.StreamResponse],
+    monkeypatch: pytest.MonkeyPatch,
+    changed: Callable[[str, str], None] = lambda namespace, name: None,
+) -> TrainerStatus | None:
     """What the watch holds of the trainer after it has asked it twice."""
 
     async def scenario() -> TrainerStatus | None:
@@ -57,7 +62,7 @@ def heard(answer: Callable[[], web.StreamResponse], monkeypatch: pytest.MonkeyPa
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         monkeypatch.setattr(trainers, "PORT", runner.addresses[0][1])
-        watch = TrainerWatch(told(), 0.0, lambda namespace, name: None)
+        watch = TrainerWatch(told(), 0.0, changed)
         assert not watch.all_asked()
         task = asyncio.create_task(watch.run())
         try:
@@ -96,3 +101,13 @@ def test_an_answer_without_end_is_left_unread(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("body", ["", "{", '{"uid": "another"}', "[]"])
 def test_what_is_no_status_of_this_job_is_none(body: str, monkeypatch: pytest.MonkeyPatch):
     assert heard(lambda: web.Response(text=body), monkeypatch) is None
+
+
+def test_what_breaks_on_one_trainer_ends_nothing(monkeypatch: pytest.MonkeyPatch):
+    def breaks(namespace: str, name: str) -> None:
+        raise OverflowError(name)
+
+    before = REGISTRY.get_sample_value("ratchet_errors_total", {"kind": "ask RLTrainingJob bug"}) or 0
+    body = STATUS.model_dump_json(by_alias=True)
+    assert heard(lambda: web.Response(text=body), monkeypatch, breaks) == STATUS
+    assert REGISTRY.get_sample_value("ratchet_errors_total", {"kind": "ask RLTrainingJob bug"}) == before + 1

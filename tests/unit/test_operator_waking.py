@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ T = TypeVar("T")
 HOST, AT = "127.0.0.1", ("team", "cartpole")
 OBSERVATION = [0.1, -0.2, 0.3, 0.4]
 ONCE = Retries(attempts=1)
+LARGE = bytes(range(256)) * (1 << 14)  # bytes of a request: more than any socket takes that nobody reads from
 
 
 @dataclass
@@ -256,6 +257,73 @@ def test_too_many_are_turned_away_at_once(
         assert all(one.result() for one in held)
 
 
+def ask(door: Door, body: bytes) -> tuple[int, str | None, bytes]:
+    """Status, Retry-After and body of the answer to a request."""
+    with closing(http.client.HTTPConnection(HOST, door.port, timeout=20)) as connection:
+        connection.request("POST", "/v1/act", body)
+        answer = connection.getresponse()
+        return answer.status, answer.headers["retry-after"], answer.read()
+
+
+def test_connections_that_have_not_asked_yet_count_too(
+    door: Door, running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(waking, "MOST_HELD", 2)
+    door.serve(running.port)
+    with (
+        socket.create_connection((HOST, door.port)) as one,
+        socket.create_connection((HOST, door.port)) as other,
+    ):
+        one.sendall(b"POST /v1/act HTTP/1.1\r\n")
+        status, wait, said = ask(door, LARGE)
+        assert (status, wait, json.loads(said)["error"]["code"]) == (503, "1", "overloaded")
+        other.close()
+
+        def is_room() -> bool:
+            with door.client() as client, suppress(Overloaded):
+                return bool(client.act(OBSERVATION))
+            return False
+
+        until(is_room)
+
+
+def test_open_episodes_leave_room_for_those_who_wait(
+    door: Door, running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(waking, "MOST_HELD", 1)
+    monkeypatch.setattr(waking, "MOST_OPEN", 2)
+    monkeypatch.setattr(waking, "HEAD_SECONDS", 60.0)
+    door.serve(running.port)
+    with door.client() as client, closing(Episode(client)) as episode:
+        episode.act(OBSERVATION)
+        assert client.act(OBSERVATION).digest == "a" * 64
+        until(lambda: len(door.waker._open) == 1)  # pyright: ignore[reportPrivateUsage]
+        with closing(Episode(client)) as another:
+            another.act(OBSERVATION)
+            with socket.create_connection((HOST, door.port), timeout=20) as last_of_all:
+                assert last_of_all.recv(1) == b""
+
+
+def test_of_a_large_request_that_waits_only_its_beginning_is_held(door: Door, pool: ThreadPoolExecutor):
+    asked = pool.submit(ask, door, LARGE)
+    until(lambda: door.held == 1)
+    (client,) = door.waker._waiting  # pyright: ignore[reportPrivateUsage]
+    assert client.transport is not None
+
+    until(lambda: not client.transport.is_reading())
+
+    held = len(client._said)  # pyright: ignore[reportPrivateUsage]
+    assert waking.LARGEST_HELD <= held <= waking.LARGEST_HELD + len(b"Connection: close\r\n")
+    door.run(door.waker.stop())
+    assert asked.result()[:2] == (503, "1")
+
+
+def test_who_sends_a_large_request_is_told_that_no_server_came(door: Door, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(waking, "HOLD_SECONDS", 0.1)
+    status, wait, said = ask(door, LARGE)
+    assert (status, wait, json.loads(said)["error"]["code"]) == (503, "5", "asleep")
+
+
 def test_an_operator_that_ends_sends_the_clients_to_the_next_one(running: Running, pool: ThreadPoolExecutor):
     ports = free_ports(4)
     with leading(ports) as first, first.client() as client:
@@ -308,26 +376,18 @@ def test_what_is_no_request_is_refused_and_wakes_nobody(door: Door, sent: bytes,
 
 
 def test_a_large_request_arrives_whole(door: Door, pool: ThreadPoolExecutor):
-    body = bytes(range(256)) * (1 << 14)
-    assert len(body) > waking.LARGEST_HELD
+    assert len(LARGE) > 16 * waking.LARGEST_HELD
     with socket.create_server((HOST, 0)) as listener:
-        connection = http.client.HTTPConnection(HOST, door.port, timeout=20)
-
-        def ask() -> tuple[int, bytes]:
-            connection.request("POST", "/v1/act", body)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-
-        asked = pool.submit(ask)
+        asked = pool.submit(ask, door, LARGE)
         until(lambda: door.held == 1)
         door.serve(listener.getsockname()[1])
         server, _ = listener.accept()
         with server, server.makefile("rb") as said:
             lines = list(iter(said.readline, b"\r\n"))
             assert b"Connection: close\r\n" in lines
-            assert said.read(len(body)) == body
-            server.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-        assert asked.result() == (200, body)
+            assert said.read(len(LARGE)) == LARGE
+            server.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(LARGE) + LARGE)
+        assert asked.result() == (200, None, LARGE)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,22 @@ def test_a_watch_that_breaks_goes_on_where_it_broke():
     assert found == [("a", {"seen": "yes"}), ("b", {})]
 
 
+def test_an_object_whose_label_was_taken_off_and_put_back_is_told():
+    script = Script(
+        [(10, [deployment("a", 5)])],
+        [
+            [
+                event("DELETED", deployment("a", 11)),
+                event("ADDED", deployment("a", 12, label="back")),
+                event("MODIFIED", deployment("a", 13, seen="yes")),
+                CUT,
+            ]
+        ],
+    )
+
+    assert watched(script, ["list", "watch 10", "watch 13"]) == [("a", {"seen": "yes"})]
+
+
 def test_a_bookmark_moves_the_place_to_go_on_from():
     script = Script([(10, [])], [[event("BOOKMARK", {"metadata": {"resourceVersion": "90"}}), CUT]])
 
@@ -169,3 +185,15 @@ def test_kopf_is_told_nothing_of_an_expired_place_and_its_followers_that_the_wat
     against(script, scenario)
     assert script.asked == ["list", "watch 10", "watch None", "watch None"]
     assert followed == [PATH]
+
+
+def test_a_watch_goes_on_behind_an_object_that_is_too_deep_to_be_kept():
+    deep: Json = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    told = [
+        event("ADDED", {**deployment("deep", 11), "spec": deep}),
+        event("ADDED", deployment("b", 12)),
+        CUT,
+    ]
+    assert watched(Script([(10, [])], [told]), ["list", "watch 10", "watch 12"]) == [("b", {})]

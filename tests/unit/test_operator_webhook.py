@@ -10,10 +10,14 @@ from typing import Any, TypeVar
 import aiohttp
 import pytest
 from aiohttp import web
+from fakeapi import eventually
 from ratchet_operator.adminkey import AdminKey
+from ratchet_operator.cache import Cache
+from ratchet_operator.kinds import POLICY_DEPLOYMENT
 from ratchet_operator.plan import Occurrence, Plan
 from ratchet_operator.serving import Serving
 from ratchet_operator.settings import Installation
+from ratchet_operator.waker import Waker
 from ratchet_operator.webhook import TRIES, Webhook, message_of
 
 from ratchet.evidence import Decision, Verdict
@@ -81,25 +85,50 @@ def test_an_occurrence_is_told_once():
     assert len(chat.told) == 2
 
 
+OBJ = {
+    "metadata": {"namespace": "team", "name": "policy", "uid": "u"},
+    "spec": {"webhook": {"secretRef": {"name": "chat"}}},
+}
+
+
+def of_operator(url: str) -> Serving:
+    async def secret(*_: Any) -> Any:
+        return {"data": {"WEBHOOK_URL": base64.b64encode(url.encode()).decode()}}
+
+    nothing: Any = SimpleNamespace(servers_said=None)
+    waker, cache = Waker("", range(0), lambda *_: None), Cache([POLICY_DEPLOYMENT])
+    return Serving(SimpleNamespace(get=secret), cache, *[nothing] * 3, Installation(), AdminKey(""), waker)
+
+
 def test_the_operator_tells_what_it_decides_again_once_too():
     chat = Chat()
-    obj = {
-        "metadata": {"namespace": "team", "name": "policy", "uid": "u"},
-        "spec": {"webhook": {"secretRef": {"name": "chat"}}},
-    }
 
     async def decide_twice(_: aiohttp.ClientSession, url: str) -> None:
-        async def secret(*_: Any) -> Any:
-            return {"data": {"WEBHOOK_URL": base64.b64encode(url.encode()).decode()}}
-
-        nothing: Any = SimpleNamespace(servers_said=None)
-        serving = Serving(SimpleNamespace(get=secret), *[nothing] * 4, Installation(), AdminKey(""), nothing)
+        serving = of_operator(url)
         for _ in range(2):
-            serving.tell(obj, Plan(occurrences=(FAILED,)))
+            serving.tell(OBJ, Plan(occurrences=(FAILED,)))
             await asyncio.gather(*serving._telling)  # pyright: ignore[reportPrivateUsage]
 
     asyncio.run(_served(chat, decide_twice))
     assert len(chat.told) == 1
+
+
+def test_an_operator_that_ends_tells_no_more():
+    chat = Chat(0)
+
+    async def end(_: aiohttp.ClientSession, url: str) -> None:
+        serving = of_operator(url)
+        running = asyncio.create_task(serving.run())
+        serving.tell(OBJ, Plan(occurrences=(FAILED,)))
+        (telling,) = serving._telling  # pyright: ignore[reportPrivateUsage]
+        await eventually(lambda: bool(chat.told))
+
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+        assert telling.cancelled()
+
+    asyncio.run(_served(chat, end))
 
 
 @pytest.mark.parametrize(

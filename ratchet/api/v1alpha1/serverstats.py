@@ -4,7 +4,7 @@ Counters only ever grow within one incarnation. A reader takes differences of tw
 `incarnation`; a new one starts from zero.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from ratchet.api.v1alpha1.policydeployment import Lineage
 STATS_VERSION = 1
 COHORT_SECONDS = 10.0  # episodes that begin in the same stretch of time are compared with each other
 COHORTS_KEPT = 120
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]  # JSON knows no largest number; what counts with them does
 # Ten to a factor of ten (ISO 3): a quantile that doubles moves by three.
 LATENCY_BOUNDS_SECONDS = (
     0.0001, 0.000125, 0.00016, 0.0002, 0.00025, 0.000315, 0.0004, 0.0005, 0.00063, 0.0008,
@@ -31,7 +32,7 @@ class Route(ApiModel):
     digest, takes them all back.
     """
 
-    generation: int = Field(default=0, ge=0, description="Of the writer; an older one is refused.")
+    generation: Count = Field(default=0, description="Of the writer; an older one is refused.")
     canary: str | None = Field(default=None, pattern=r"^https?://[^/?#]+$", description="http://host:port")
     weight: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False, description="Share of the episodes.")
     mirror: float = Field(
@@ -58,7 +59,9 @@ class Route(ApiModel):
 class Latency(ApiModel):
     """Seconds from the last byte of a request to its answer."""
 
-    counts: list[int] = Field(description="One for each of latencyBoundsSeconds, then those above the last.")
+    counts: list[Count] = Field(
+        description="One for each of latencyBoundsSeconds, then those above the last."
+    )
     sum_seconds: float = 0.0
 
 
@@ -69,8 +72,8 @@ class ActionStats(ApiModel):
     have one for each component of a continuous one.
     """
 
-    number: int = 0
-    counts: list[int] | None = None
+    number: Count = 0
+    counts: list[Count] | None = None
     mean: list[float] | None = None
     m2: list[float] | None = None
 
@@ -85,21 +88,21 @@ class ArmStats(ApiModel):
 
     arm: str
     digest: str = Field(description="Of the policy; empty where the other side never said it.")
-    requests: int = 0
+    requests: Count = 0
     seconds_since_request: float | None = Field(
         default=None,
         ge=0,
         description="Since `requests` last grew: the arm is idle where this is large on every server.",
     )
-    predictions: int = 0
-    errors: dict[str, int] = Field(
+    predictions: Count = 0
+    errors: dict[str, Count] = Field(
         default={}, description="Failures of the policy or of its server, by class."
     )
-    fallbacks: dict[str, dict[str, int]] = Field(
+    fallbacks: dict[str, dict[str, Count]] = Field(
         default={}, description="Answers that came from elsewhere: by the step that gave them, by reason."
     )
-    mask_violations: int = 0
-    nan_answers: int = 0
+    mask_violations: Count = 0
+    nan_answers: Count = 0
     latency: Latency
     actions: ActionStats = ActionStats()
 
@@ -129,20 +132,22 @@ class ServerStats(ApiModel):
         default=None, description="Where `current` comes from, as it says itself; its digest covers that."
     )
     route: RouteStats = RouteStats()
-    connections: int = 0
-    websockets: int = Field(default=0, description="Open ones, each of which is an episode.")
-    sessions: int = 0
-    shed: int = Field(default=0, description="Requests answered with 503 because the queue would have grown.")
-    copies_dropped: int = Field(
+    connections: Count = 0
+    websockets: Count = Field(default=0, description="Open ones, each of which is an episode.")
+    sessions: Count = 0
+    shed: Count = Field(
+        default=0, description="Requests answered with 503 because the queue would have grown."
+    )
+    copies_dropped: Count = Field(
         default=0, description="Copies for a shadow that were not sent, as too many were on their way."
     )
-    repeated: int = Field(
+    repeated: Count = Field(
         default=0, description="Requests that came again under their id, and got the answer they had."
     )
-    swaps: int = 0
+    swaps: Count = 0
     episodes: list[FreeForm] = Field(default=[], description="Returns of episodes by arm and digest.")
-    rewards: dict[str, int] = Field(default={}, description="Rewards by what they found.")
-    decisions: dict[str, int] = Field(default={}, description="Rows of the log by what became of them.")
-    refusals: dict[str, int] = Field(default={}, description="Requests refused as wrong, by code.")
+    rewards: dict[str, Count] = Field(default={}, description="Rewards by what they found.")
+    decisions: dict[str, Count] = Field(default={}, description="Rows of the log by what became of them.")
+    refusals: dict[str, Count] = Field(default={}, description="Requests refused as wrong, by code.")
     latency_bounds_seconds: list[float]
     arms: list[ArmStats] = Field(default=[])
