@@ -210,9 +210,11 @@ class Controller:
                 after = replace(after, occurrences=(*untold, *after.occurrences))
             plan = after
         plan = self._paced(key, plan)
-        refused = await self._executor.execute(key, obj, plan, now) or refused
-        if plan.amend:
-            self._serving.servers.amended(uid_of(obj))
+        try:
+            refused = await self._executor.execute(key, obj, plan, now) or refused
+        finally:  # what was written before a failure changed the route as well
+            if plan.amend:
+                self._serving.servers.amended(uid_of(obj))
         if kind is POLICY_DEPLOYMENT and any(apply.kind is CONFIG_MAP for apply in plan.apply):
             self._serving.servers.hurry()
         if kind is POLICY_DEPLOYMENT and refused is None:  # else the next step has the same to tell
