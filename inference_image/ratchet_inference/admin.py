@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ratchet.api.v1alpha1.base import ApiModel
 from ratchet.api.v1alpha1.serverstats import Route
-from ratchet.policies.errors import ArtifactError, ArtifactUnavailable
+from ratchet.policies.errors import ArtifactDenied, ArtifactError, ArtifactUnavailable
 from ratchet_inference.asking import read_json
 from ratchet_inference.dispatch import Dispatch
 from ratchet_inference.exchange import Exchange
@@ -82,6 +82,8 @@ class Admin:
         """
         try:
             policy = await self._residents.load(request.source, request.digest)
+        except ArtifactDenied as error:
+            raise Problem(503, "artifact-denied", str(error)) from error
         except ArtifactUnavailable as error:
             raise Problem(503, "artifact-unavailable", str(error)) from error
         except ArtifactError as error:

@@ -110,7 +110,7 @@ async def _load(settings: Settings, server: PolicyServer) -> None:
     """Loads the first policy, however long its bucket is gone.
 
     Raises:
-        Problem: it is there, and can't be served.
+        Problem: it is there, and can't be served; or its bucket will refuse it until somebody corrects that.
 
     """
     if not settings.policy:

@@ -13,6 +13,10 @@ class ArtifactUnavailable(ArtifactError):  # noqa: N818 - names what happened
     """Storage did not answer or refused, and there is no copy here."""
 
 
+class ArtifactDenied(ArtifactUnavailable):
+    """Storage answered, and will say no until somebody corrects the bucket, the keys or their rights."""
+
+
 class ArtifactCorrupt(ArtifactError):  # noqa: N818 - names what happened
     """Bytes are not those that their digest promises, or are no policy at all."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from ratchet.policies.artifact import DESCRIPTION, WEIGHTS, Artifact, read, read_folder
 from ratchet.policies.errors import (
     ArtifactCorrupt,
+    ArtifactDenied,
     ArtifactError,
     ArtifactMissing,
     ArtifactUnavailable,
@@ -64,7 +65,7 @@ def read_source(source: str, digest: str | None = None, server: Server | None = 
         return read_folder(Path(source.removeprefix("file://")), digest)
     from ratchet.api.v1alpha1.training import S3
     from ratchet.checkpoints import CheckpointStore, connect
-    from ratchet.checkpoints.errors import CheckpointError
+    from ratchet.checkpoints.errors import CheckpointError, StorageDenied
 
     place = _S3.match(source)
     if place is None:
@@ -81,7 +82,8 @@ def read_source(source: str, digest: str | None = None, server: Server | None = 
     except CheckpointError as error:
         # A policy is had without a TrainingJob too, whose field the words name.
         why = str(error).replace("checkpoint.s3.", "s3.")
-        raise ArtifactUnavailable(f"{source} can't be had: {why}") from error
+        kind = ArtifactDenied if isinstance(error, StorageDenied) else ArtifactUnavailable
+        raise kind(f"{source} can't be had: {why}") from error
 
 
 def _files(get: Callable[[str], bytes | None], source: str) -> Callable[[str], bytes]:

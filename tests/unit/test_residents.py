@@ -22,6 +22,7 @@ from ratchet.policies import ServedPolicy
 from ratchet.policies.artifact import DESCRIPTION, GOLDEN, WEIGHTS, Artifact, write_folder
 from ratchet.policies.errors import (
     ArtifactCorrupt,
+    ArtifactDenied,
     ArtifactError,
     ArtifactMissing,
     ArtifactUnavailable,
@@ -190,7 +191,7 @@ def no_digest(bucket: Bucket) -> tuple[str, str | None]:
         (damaged_blob, ArtifactCorrupt, "policy.json has the digest"),
         (of_an_older_trainer, ArtifactUnsupported, "a trainer that did not export its policy"),
         (no_manifest, ArtifactCorrupt, "is no manifest of a checkpoint"),
-        (no_bucket, ArtifactUnavailable, "NoSuchBucket. Create the bucket, or correct s3.bucket"),
+        (no_bucket, ArtifactDenied, "NoSuchBucket. Create the bucket, or correct s3.bucket"),
         (no_prefix, ArtifactError, "is not s3://bucket/prefix"),
         (no_digest, ArtifactError, "is no SHA-256"),
     ],

@@ -21,6 +21,8 @@ from redisserver import RedisServer, free_port
 from s3server import S3Server
 from servedpolicies import artifact
 
+from ratchet.api.v1alpha1 import ExitCode
+
 # The level is fixed; code of an environment, which runs in the worker, may set another.
 TALKATIVE = """
 import logging, ratchet.logs as logs
@@ -220,7 +222,7 @@ def test_a_policy_server_repeats_no_secret_to_those_who_ask_or_order(tmp_path: P
     assert asked == [200, 400]
     assert refused == [401, 401, 400]
     assert orders == [200, 503, 422, 500]
-    for word in ('"level": "debug"', "Traceback", "no-token", "artifact-unavailable", "not/there"):
+    for word in ('"level": "debug"', "Traceback", "no-token", "artifact-denied", "not/there"):
         assert word in text
     assert_unsaid(text, ORDERS, s3.access_key, s3.secret_key)
 
@@ -231,11 +233,9 @@ def test_what_storage_refuses_a_policy_server_is_not_repeated(tmp_path: Path, s3
     (folder / "AWS_SESSION_TOKEN").write_text(TOKEN)
 
     with served(tmp_path, s3) as server:
-        server.until("no policy yet")
-        asked = [server.ask("GET", path) for path in ("/readyz", "/v1/stats", "/metrics")]
-        refused = [server.ask("POST", "/v1/act", '{"observation": [0]}'), server.order("s3://ratchet/other")]
-        text = server.everything()
+        assert server.process.wait(SECONDS) == ExitCode.CONFIG
+        text = server.log.read_text()
 
-    assert (asked, refused) == ([503, 200, 200], [503, 503])
-    assert "s3.secretRef" in text
-    assert_unsaid(text, PASSWORD, TOKEN, ORDERS, s3.access_key)
+    words = (tmp_path / "last-words").read_text()
+    assert "Correct the keys in the Secret of s3.secretRef" in words
+    assert_unsaid(text + words, PASSWORD, TOKEN, ORDERS, s3.access_key)
