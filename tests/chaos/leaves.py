@@ -8,7 +8,8 @@ from typing import Any
 Json = dict[str, Any]
 Path = tuple[str | int, ...]
 WORDS = (
-    "other", "other-value", "2h", "7Mi", "https://other.example", "example.com/other", "/other", "other:make",
+    "other", "other-value", "7Mi", "7m", "https://other.example", "example.com/other", "/other", "other:make",
+    f"sha256:{7:064x}",
 )  # fmt: skip
 
 
@@ -45,7 +46,8 @@ def another(schema: Json, value: Any) -> Any:
             least, most = schema.get("minimum", 0), schema.get("maximum", 2**31)
             return next(n for n in ((value or 0) + 1, (value or 0) - 1) if least <= n <= most)
         case "number":
-            return next(n for n in (0.25, 0.75) if n != value)
+            least, most = schema.get("minimum", 0), schema.get("maximum", 2**31)
+            return next(n for n in (0.25, 0.75, 7.5) if n != value and least <= n <= most)
         case "string":
             fits = re.compile(schema.get("pattern", ""))
             return next(word for word in WORDS if word != value and fits.search(word))

@@ -191,9 +191,7 @@ class Life:
         )
 
     def _plain(self, text: str) -> str:
-        text = text.replace(self.namespace, "NAMESPACE")
-        text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UID", text)
-        text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME", text)
+        text = plain(text, self.namespace)
         text = re.sub(rf"\b{JOB}-trainer-[0-9a-f]+-[a-z0-9]{{5}}\b", "POD", text)
         return re.sub(r"\b[0-9a-f]{8}\b", "HASH", text)
 
@@ -217,6 +215,13 @@ class Life:
             essence.pop("status")
         plain = json.loads(self._plain(json.dumps({**kept, **essence})))
         return _without(plain, "activeSeconds")
+
+
+def plain(text: str, namespace: str) -> str:
+    """Without what differs from one namespace to the other."""
+    text = text.replace(namespace, "NAMESPACE")
+    text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UID", text)
+    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME", text)
 
 
 def _component(pod: Json) -> str:

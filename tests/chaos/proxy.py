@@ -67,7 +67,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """Answer a list as it was answered some lists ago."""
+    """Answer a list as it was some lists ago; where nothing has changed since, this is no trouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The event comes late: after `seconds`, other objects' events overtaking it meanwhile."""
+    """The event comes after `seconds`, others overtaking it meanwhile; where none does, it is no trouble."""
 
     seconds: float
 
@@ -120,6 +120,9 @@ class Plan:
 
     def event(self, event: Event) -> EventTrouble | None:
         return None
+
+    def befell(self, trouble: Trouble | EventTrouble) -> None:
+        """What was asked for was really made."""
 
     def executed(self, request: Request) -> None:
         """The API server has answered a write, and the operator does not know it yet."""
@@ -157,13 +160,13 @@ class Proxy:
     plan: Plan = field(default_factory=Plan)
     one_write_at_a_time: bool = False
     records: list[Record] = field(default_factory=list[Record])
-    made: Counter[str] = field(default_factory=Counter[str])
     url: str = ""
 
     async def __aenter__(self) -> "Proxy":
         self._open = asyncio.Event()
         self._open.set()
         self._generation = 0
+        self._told = 0  # events that nothing held back, of all kinds
         self._seen: Counter[Request] = Counter()
         self._lists: dict[str, deque[bytes]] = defaultdict(lambda: deque(maxlen=LISTS_KEPT))
         self._writing = asyncio.Lock()
@@ -217,23 +220,26 @@ class Proxy:
         body = await incoming.read()
         request = self._parse(incoming, body)
         trouble = self.plan.request(request)
-        if trouble is not None:
-            self.made[type(trouble).__name__ + str(getattr(trouble, "status", ""))] += 1
-        if not self._open.is_set() or trouble == Cut("before"):
+        if not self._open.is_set():
+            return _broken(incoming)
+        if trouble == Cut("before"):
+            self.plan.befell(trouble)
             return _broken(incoming)
         if isinstance(trouble, Hang):
             while not _gone(incoming):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
+            self.plan.befell(trouble)
             return _broken(incoming)
         if isinstance(trouble, Refuse):
+            self.plan.befell(trouble)
             return _refusal(trouble)
         if isinstance(trouble, HeldBack):
             await trouble.until.wait()
+            self.plan.befell(trouble)
         if request.verb == "watch":
             return await self._watch(incoming, request, generation)
         key = f"{incoming.path_qs} {incoming.headers.get('Accept')}"
-        if isinstance(trouble, Stale) and request.verb == "list" and self._lists[key]:
-            return web.Response(body=self._lists[key][0], content_type="application/json")
+        kept = list(self._lists[key]) if request.verb == "list" else []
         async with self._writing if request.writes and self.one_write_at_a_time else contextlib.nullcontext():
             if generation != self._generation or not self._open.is_set():
                 return _broken(incoming)
@@ -243,15 +249,24 @@ class Proxy:
                 self.plan.executed(request)
         if request.verb == "list" and status == 200:
             self._lists[key].append(text)
+            older = (one for one in kept if _versions(one) != _versions(text))
+            if isinstance(trouble, Stale) and (old := next(older, None)) is not None:
+                self.plan.befell(trouble)
+                text = old
         if isinstance(trouble, Late):
             await asyncio.sleep(trouble.seconds)
-        if generation != self._generation or trouble == Cut("after"):
+            self.plan.befell(trouble)
+        if generation != self._generation:
+            return _broken(incoming)
+        if trouble == Cut("after"):
+            self.plan.befell(trouble)
             return _broken(incoming)
         if trouble == Cut("middle"):
             half = web.StreamResponse(status=status, headers=headers)
             half.content_length = len(text)
             await half.prepare(incoming)
             await half.write(text[: len(text) // 2])
+            self.plan.befell(trouble)
             return _broken(incoming, half)
         return web.Response(status=status, headers=headers, body=text)
 
@@ -272,12 +287,15 @@ class Proxy:
             stream = web.StreamResponse(headers={"Content-Type": "application/json"})
             held: dict[tuple[str, str], asyncio.Task[None]] = {}
 
-            async def late(line: bytes, seconds: float, behind: asyncio.Task[None] | None) -> None:
-                await asyncio.sleep(seconds)
+            async def late(line: bytes, hold: Hold | None, behind: asyncio.Task[None] | None) -> None:
+                before = self._told
+                await asyncio.sleep(hold.seconds if hold is not None else 0)
                 if behind is not None:  # events of one object keep their order
                     await behind
                 with contextlib.suppress(ConnectionError):
                     await stream.write(line)
+                    if hold is not None and self._told > before:
+                        self.plan.befell(hold)
 
             def over() -> bool:
                 return generation != self._generation or _gone(incoming)
@@ -287,8 +305,8 @@ class Proxy:
                 async for line in self._lines(answer, over):
                     event = self._event(request, json.loads(line))
                     trouble = self.plan.event(event)
-                    if trouble is not None:
-                        self.made[type(trouble).__name__ + str(getattr(trouble, "gone", ""))] += 1
+                    if isinstance(trouble, Stop | Drop):
+                        self.plan.befell(trouble)
                     if isinstance(trouble, Stop):
                         if trouble.gone:
                             await stream.write(_line({"type": "ERROR", "object": _status(410)}))
@@ -298,11 +316,11 @@ class Proxy:
                     if isinstance(trouble, Drop):
                         continue
                     if isinstance(trouble, Hold) or (before is not None and not before.done()):
-                        seconds = trouble.seconds if isinstance(trouble, Hold) else 0
-                        task = asyncio.create_task(late(line, seconds, before))
-                        held[event.namespace, event.name] = task
+                        hold = trouble if isinstance(trouble, Hold) else None
+                        held[event.namespace, event.name] = asyncio.create_task(late(line, hold, before))
                     else:
                         await stream.write(line)
+                        self._told += event.type != "BOOKMARK"
                 if generation != self._generation:
                     return _broken(incoming, stream)
             except ConnectionError:  # the operator has gone
@@ -356,6 +374,12 @@ def _headers(incoming: web.Request) -> dict[str, str]:
     kept = ("Authorization", "Accept", "Content-Type", "User-Agent")
     given = {name: incoming.headers[name] for name in kept if name in incoming.headers}
     return {**given, "Accept-Encoding": "identity"}
+
+
+def _versions(answer: bytes) -> set[tuple[str, str]]:
+    """What a list says, its own resourceVersion apart, which grows with each write to anything."""
+    about = [item["metadata"] for item in json.loads(answer)["items"]]
+    return {(one["uid"], one["resourceVersion"]) for one in about}
 
 
 def _line(event: Json) -> bytes:

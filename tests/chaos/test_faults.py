@@ -3,22 +3,14 @@ same states, same creations.
 """
 
 import asyncio
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from faults import CUTS, EXPIRED, LIES, REFUSALS, STOPS, Seeded
+from faults import TROUBLES, plan_of
 from lives import Life
 from operators import Chart
-from proxy import EventTrouble, Stale, Trouble
 from stage import stage
 
-STALE: dict[Trouble, float] = {Stale(): 0.3}
-TROUBLES: dict[str, tuple[dict[Trouble, float], dict[EventTrouble, float]]] = {
-    "requests refused, cut, and answered from long ago": ({**REFUSALS, **CUTS, **STALE}, {}),
-    "events dropped, late, reordered; watches ended": (EXPIRED, {**LIES, **STOPS}),
-    "everything": ({**REFUSALS, **CUTS, **STALE, **EXPIRED}, {**LIES, **STOPS}),
-}
 JOBS = 2
 
 
@@ -32,18 +24,17 @@ def test_a_life_without_trouble_makes_each_object_once(clean: Life):
 
 @pytest.mark.parametrize("name", TROUBLES)
 def test_trouble_changes_nothing_for_a_job(name: str, clean: Life, chart: Chart, tmp_path: Path):
-    seed = list(TROUBLES).index(name)
-    plan = Seeded(seed, *TROUBLES[name])
+    plan = plan_of(name)
 
-    async def troubled() -> tuple[list[Life], Counter[str]]:
+    async def troubled() -> list[Life]:
         async with stage(chart, tmp_path) as on, on.proxy(plan) as proxy, on.operator(proxy) as operator:
-            lives = [on.life(f"trouble-{seed}-{number}", proxy) for number in range(JOBS)]
+            lives = [on.life(f"trouble-{plan.seed}-{number}", proxy) for number in range(JOBS)]
             await asyncio.gather(*(life.live(clean) for life in lives))
             assert operator.codes == [], "no trouble of the network ends the operator"
-            return lives, proxy.made
+            return lives
 
-    lives, made = asyncio.run(troubled())
-    assert made, "no trouble was made"
+    lives = asyncio.run(troubled())
+    assert plan.unmade == set(), plan.made
     for life in lives:
-        assert life.creations() == clean.creations(), (life.namespace, made)
-        assert life.pods() == clean.pods(), (life.namespace, made)
+        assert life.creations() == clean.creations(), (life.namespace, plan.made)
+        assert life.pods() == clean.pods(), (life.namespace, plan.made)

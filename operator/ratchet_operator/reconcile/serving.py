@@ -124,7 +124,8 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     routes = routes_of(
         wanted.state, wanted.split, arms, book.revisions, context.url, by_gateway=gateway is not None
     )
-    peak = demand if spec.autoscaling is not None else 0
+    # The first policy takes no traffic from another one, so what is no longer asked for is no longer needed.
+    peak = demand if spec.autoscaling is not None and book.state.stable is not None else 0
     noted = remember(book, wanted, decisions, {*live, *pods}, source, peak, now)
     noted = noted.model_copy(
         update={
