@@ -23,6 +23,7 @@ class Audience:
         deployment: name of the PolicyDeployment, and of the Service.
         program: what runs; prints a line of JSON each second.
         flags: that it always gets.
+        name: of those who ask, where a Service has others beside them.
 
     """
 
@@ -31,11 +32,12 @@ class Audience:
     image: str = "ratchet-rollout:dev"
     program: Path = PLAYERS
     flags: tuple[str, ...] = (f"--steps={LONGEST_EPISODE}",)
+    name: str = "players"
 
     @property
     def pod(self) -> str:
         """Name of the pod, and of the ConfigMap with its program."""
-        return f"{self.deployment}-players"
+        return f"{self.deployment}-{self.name}"
 
     def start(self, *flags: str) -> None:
         """Starts them, with flags of the program; those who are still there are replaced."""

@@ -1,5 +1,6 @@
 """A PolicyDeployment of CartPole whose rollouts take seconds, and what its status says."""
 
+from pathlib import Path
 from typing import Any
 
 from rollouts.cartpoles import Stored
@@ -13,6 +14,9 @@ STORAGE: Json = {
 }
 # The players' episodes end after so many steps, each of which is worth 1.
 LONGEST_EPISODE = 25
+BROKEN = Path(__file__).with_name("broken.py")
+# On the PYTHONPATH of the servers' image, and empty where no torch was asked for.
+LIBRARY = "/opt/ratchet/torch"
 
 
 def source(policy: Stored) -> Json:
@@ -72,6 +76,17 @@ def manifest(name: str, first: Json, **spec: Any) -> Json:
             **spec,
         },
     }
+
+
+def fault(name: str, share: float) -> Json:
+    """A ConfigMap with a bug that this share of the requests meets: see `broken.py`."""
+    data = {"sitecustomize.py": BROKEN.read_text(), "share": str(share)}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def with_fault(name: str) -> list[Json]:
+    """The volumes of a server that has it."""
+    return [{"name": "library", "mountPath": LIBRARY, "configMap": name}]
 
 
 def status(deployment: Json | None) -> Json:

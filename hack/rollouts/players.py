@@ -24,7 +24,7 @@ import gymnasium
 from ratchet.client import AsyncClient
 from ratchet.client.contract import Action
 from ratchet.client.errors import PolicyError
-from ratchet.client.retrying import Retries
+from ratchet.client.retrying import Budget, Retries
 
 # A player's own request is given up then: what users see as failed. Not `ratchet.client`'s 100 ms, which on a
 # machine that is busy with other tests would say nothing of the server.
@@ -55,6 +55,7 @@ class Report:
         failed: without an answer after the client's own retries, by error.
         invalid: answers that were none, in words.
         retries: of the client.
+        retried: the last of them in words: when, and why.
         lost_rewards: returns that no server took.
         changed: episodes that were answered by a second policy, by the first one; fallbacks aside.
         changes: the last of them in words.
@@ -71,6 +72,7 @@ class Report:
     failed: Counter[str] = field(default_factory=Counter[str])
     invalid: list[str] = field(default_factory=list[str])
     retries: int = 0
+    retried: list[str] = field(default_factory=list[str])
     lost_rewards: int = 0
     episodes: int = 0
     changed: Counter[str] = field(default_factory=Counter[str])
@@ -108,6 +110,7 @@ class Report:
                 "errors": self.failed,
                 "invalid": self.invalid,
                 "retries": self.retries,
+                "retried": self.retried,
                 "lostRewards": self.lost_rewards,
                 "episodes": self.episodes,
                 "changed": self.changed,
@@ -133,6 +136,31 @@ def _of_policy(one: OfPolicy) -> dict[str, Any]:
         "episodes": one.episodes,
         "meanReturn": mean,
     }
+
+
+class Noting(Budget):
+    """Notes each attempt that is followed by another one."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(RETRIES)
+        self._report = report
+
+    def pause(self, error: PolicyError, attempt: int, remaining: float, *more: Any) -> float | None:
+        """See Budget."""
+        pause = super().pause(error, attempt, remaining, *more)
+        if pause is not None:
+            report, words = self._report, f"{time.time():.3f} {type(error).__name__}: {error}"
+            report.retries += 1
+            report.retried = [*report.retried, words][-DETAILS:]
+        return pause
+
+
+class PatientClient(AsyncClient):
+    """A player's own, whose retries are noted."""
+
+    def __init__(self, url: str, report: Report) -> None:
+        super().__init__(url, strict=True, timeout=PATIENCE_SECONDS)
+        self._budget = Noting(report)
 
 
 @dataclass(slots=True)
@@ -245,15 +273,11 @@ async def play(arguments: argparse.Namespace) -> None:
         loop.add_signal_handler(number, ending.set)
     period = arguments.players / arguments.rate
     begin = loop.time() + 0.1
-    clients = [
-        AsyncClient(arguments.url, strict=True, timeout=PATIENCE_SECONDS, retries=RETRIES)
-        for _ in range(arguments.players)
-    ]
     players = [
         Player(
             f"{int(time.time())}-{i}",
             gymnasium.make("CartPole-v1", max_episode_steps=arguments.steps),
-            client,
+            PatientClient(arguments.url, report),
             report,
             begin + period * i / arguments.players,
             period,
@@ -261,12 +285,11 @@ async def play(arguments: argparse.Namespace) -> None:
             arguments.rewarded,
             ending,
         )
-        for i, client in enumerate(clients)
+        for i in range(arguments.players)
     ]
     playing = [asyncio.create_task(player.play()) for player in players]
 
     def say(*, ended: bool) -> None:
-        report.retries = sum(client.counts["retries"] for client in clients)
         print(report.line(ended=ended), flush=True)
 
     while not all(task.done() for task in playing):

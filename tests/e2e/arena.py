@@ -2,16 +2,18 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from cluster import Json, KubectlError, Namespace, condition, eventually
 from jobs import evict
-from rollouts import cartpoles, deployment
+from rollouts import askers, cartpoles, deployment
 from rollouts.audience import Audience
 from rollouts.cartpoles import Stored
 
@@ -33,6 +35,7 @@ MADE: dict[str, Callable[[], Artifact]] = {
     "good as well": partial(cartpoles.balancing, seed=2),
     "good again": partial(cartpoles.balancing, seed=4),
     "good once more": partial(cartpoles.balancing, seed=5),
+    "good with a bug": partial(cartpoles.balancing, seed=6),
     "worse": partial(cartpoles.balancing, cartpoles.DROPS),
     "worse again": partial(cartpoles.balancing, cartpoles.DROPS, seed=1),
     "slow": cartpoles.slow,
@@ -80,6 +83,25 @@ class Arena:
     def play(self, *flags: str) -> None:
         self.audience.start("--rate=100", "--players=8", "--masked=25", *flags)
         eventually("the players are answered", lambda: (r := self.audience.report()) and r["valid"] > 0)
+
+    @contextmanager
+    def asked_anew(self) -> Iterator[None]:
+        """Others ask too meanwhile, each request on a connection of its own and never again; all get answers.
+
+        Players keep their connections, and so don't see where the Service would send a new one.
+        """
+        program = Path(askers.__file__)
+        others = Audience(self.namespace.kubectl, NAME, program=program, flags=(), name="askers")
+        others.start("--rate=25")
+        try:
+            eventually("they are answered", lambda: (r := others.report()) and r["valid"] > 0)
+            yield
+            eventually("nobody is on the way out", lambda: len(self.servers()) == len(self.pods()))
+            report = others.end(eventually)
+        finally:
+            others.stop()
+        print(f"{report['requests']} requests had connections of their own")  # noqa: T201
+        assert report["valid"] == report["requests"], report
 
     def offer(self, which: str, **spec: Any) -> Stored:
         """Changes the spec's source, and other fields with it."""
@@ -162,10 +184,13 @@ class Arena:
         """What the servers have said."""
         return "\n".join(self.namespace.logs(pod["metadata"]["name"]) for pod in self.servers())
 
+    def pods(self) -> list[Json]:
+        """Of all servers."""
+        return self.namespace.list("pods", SERVERS)
+
     def servers(self) -> list[Json]:
         """Pods that serve, and are not on their way out."""
-        pods = self.namespace.list("pods", SERVERS)
-        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        return [pod for pod in self.pods() if "deletionTimestamp" not in pod["metadata"]]
 
     def evicted(self, pod: Json) -> bool:
         """Whether the disruption budget let a pod go."""
@@ -213,17 +238,21 @@ class Arena:
         """What is counted from here on is this test's."""
         self.begun = self.report()
 
-    def assert_nobody_noticed(self, evicted: str | None = None) -> Json:
-        """Every request since the mark got a valid answer, and no episode changed its policy.
+    def assert_nobody_noticed(self, evicted: str | None = None, *, retried: bool = False) -> Json:
+        """Every request since the mark got a valid answer, at once, and no episode changed its policy.
 
         Args:
             evicted: a policy that was taken out, from which episodes had to go.
+            retried: where a server died, requests to it may have had to be sent again.
 
         """
         report, begun = self.report(), self.begun
         assert report["valid"] > begun["valid"]
         # Those that are on their way are neither valid nor failed yet.
         assert (report["failed"], report["invalid"]) == (begun["failed"], begun["invalid"]), report
+        again = report["retries"] - begun["retries"]
+        print(f"{again} of {report['requests'] - begun['requests']} requests were sent again")  # noqa: T201
+        assert retried or not again, report["retried"][-again:]
         moved = {
             policy: count - begun["changed"].get(policy, 0) for policy, count in report["changed"].items()
         }

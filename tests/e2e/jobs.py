@@ -36,6 +36,15 @@ def evict(namespace: Namespace, pod: Json) -> None:
     namespace.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
 
 
+def assert_the_return_goes_on(before: Json, after: Json, until: int) -> None:
+    """The progress of a job as it was at `until` steps, and once it trains on from there."""
+    kept = [point for point in after["curve"] if point["steps"] <= until]
+    assert kept[0] == before["curve"][0]
+    assert all(point in before["curve"] for point in kept), "thinned perhaps, not begun anew"
+    # The newest hundred episodes, most of which are from before.
+    assert abs(after["meanReturn"] - before["meanReturn"]) < abs(before["meanReturn"]) / 4
+
+
 def assert_steps_are_the_accepted_fragments(job: Json) -> None:
     """Fragments have one size here, so the step count says how many were accepted."""
     environment, ppo = job["spec"]["environment"], job["spec"]["algorithm"]["ppo"]

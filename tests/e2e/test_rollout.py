@@ -13,6 +13,8 @@ import pytest
 from arena import SERVERS, Arena
 from cluster import Json, Namespace, condition, eventually
 from drain import draining
+from rollouts import deployment
+from rollouts.cartpoles import Stored
 from rollouts.cluster import signal_container
 
 
@@ -30,13 +32,14 @@ def _from_here(arena: Arena) -> None:
 
 
 def test_a_better_policy_is_promoted(arena: Arena) -> None:
-    fair, good = arena.policy("fair"), arena.offer("good")
+    with arena.asked_anew():
+        fair, good = arena.policy("fair"), arena.offer("good")
 
-    past = arena.ended(good)
+        past = arena.ended(good)
 
-    assert past["outcome"] == "Promoted", past
-    arena.settled("good")
-    eventually("the policy before has no pod left", lambda: len(arena.servers()) == 2)
+        assert past["outcome"] == "Promoted", past
+        arena.settled("good")
+        eventually("the policy before has no pod left", lambda: len(arena.servers()) == 2)
     report = arena.assert_nobody_noticed()
     before, after = report["policies"][fair.policy], report["policies"][good.policy]
     assert after["last"] > before["last"]
@@ -57,10 +60,28 @@ def test_a_better_policy_is_promoted(arena: Arena) -> None:
 )
 def test_a_bad_policy_is_taken_out(arena: Arena, which: str, guard: str | None) -> None:
     serving = arena.serves("good")
+
     bad = arena.offer(which)
 
-    past = arena.ended(bad)
+    assert_taken_out(arena, serving, bad, guard)
 
+
+def test_a_server_whose_answers_are_errors_is_taken_out(arena: Arena) -> None:
+    serving = arena.serves("good")
+    # Those of half and more would be the fallbackRate's too.
+    arena.namespace.apply(deployment.fault("bug", share=0.3))
+
+    bad = arena.offer("good with a bug", server={"volumes": deployment.with_fault("bug")})
+
+    try:
+        assert_taken_out(arena, serving, bad, "errorRate")
+    finally:
+        arena.offer(serving, server={"volumes": None})
+
+
+def assert_taken_out(arena: Arena, serving: str, bad: Stored, guard: str | None) -> None:
+    """By this guard or, where there is none, before anybody was sent there; and nobody noticed."""
+    past = arena.ended(bad)
     assert past["outcome"] == "Failed", past
     status = arena.status()
     assert status["stable"]["digest"] == arena.policy(serving).digest
@@ -79,14 +100,15 @@ def test_a_bad_policy_is_taken_out(arena: Arena, which: str, guard: str | None) 
 
 
 def test_servers_come_and_go_with_the_replicas(arena: Arena) -> None:
-    for replicas in (4, 1, 2):
-        arena.patch({"replicas": replicas})
-        eventually(
-            f"{replicas} servers are ready",
-            lambda replicas=replicas: (
-                len(arena.servers()) == replicas == arena.status()["stable"].get("ready")
-            ),
-        )
+    with arena.asked_anew():
+        for replicas in (4, 1, 2):
+            arena.patch({"replicas": replicas})
+            eventually(
+                f"{replicas} servers are ready",
+                lambda replicas=replicas: (
+                    len(arena.servers()) == replicas == arena.status()["stable"].get("ready")
+                ),
+            )
 
     arena.assert_nobody_noticed()
 
@@ -117,7 +139,7 @@ def test_a_server_that_crashes_comes_back(arena: Arena) -> None:
     eventually(
         "it was restarted", lambda: arena.restarts(victim) == 1 and arena.status()["stable"]["ready"] == 2
     )
-    arena.assert_nobody_noticed()
+    arena.assert_nobody_noticed(retried=True)
 
 
 def test_a_drained_node_takes_no_answer_with_it(arena: Arena) -> None:

@@ -11,12 +11,22 @@ from typing import Any
 import pytest
 from cluster import Json, KubectlError, Namespace, condition, eventually, progress
 from disguises import disguises
-from jobs import one_pod, training
+from jobs import checkpointed, one_pod, training
+from rollouts import deployment
+from rollouts.cartpoles import Stored
 
 ROOT = Path(__file__).parents[2]
 RELEASE = "ratchet"
 OPERATOR = Namespace("ratchet-system")
-KINDS = "rlj,rlp,pods,deployments,replicasets,services,configmaps,events,networkpolicies"
+KINDS = "rlj,rlp,rlpd,pods,deployments,replicasets,services,configmaps,events,networkpolicies"
+# Of all that may be wrong with a URL, this is what an error's own words repeat.
+HOOK = "ftp://chat.example/hooks/what+only/the=chat&knows"
+SERVED = ("served", "locked-out")
+# What each component shows to whoever reaches its pod.
+PAGES = {
+    "trainer": ("status", "metrics", "healthz", "no-such-page"),
+    "server": ("v1/stats", "v1/route", "metrics", "readyz", "no-such-page"),
+}
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -159,12 +169,34 @@ def everything_said(namespace: Namespace) -> Iterator[tuple[str, str]]:
         if all(state["ready"] for state in pod["status"].get("containerStatuses", [{"ready": False}])):
             yield f"environment of {name}", namespace.kubectl("exec", name, "--", "cat", "/proc/1/environ")
             yield f"command of {name}", namespace.kubectl("exec", name, "--", "cat", "/proc/1/cmdline")
-        if "-trainer-" in name:
-            for page in ("status", "metrics", "healthz", "no-such-page"):
-                at = f"/api/v1/namespaces/{namespace.name}/pods/{name}:8080/proxy/{page}"
-                done = subprocess.run(["kubectl", "get", "--raw", at], capture_output=True, text=True)
-                yield f"{page} of {name}", done.stdout + done.stderr
-    yield "the operator's logs", OPERATOR.kubectl("logs", "-l", "app.kubernetes.io/name=ratchet", "--tail=-1")
+        for page in PAGES.get(pod["metadata"]["labels"]["ratchet.dev/component"], ()):
+            at = f"/api/v1/namespaces/{namespace.name}/pods/{name}:8080/proxy/{page}"
+            done = subprocess.run(["kubectl", "get", "--raw", at], capture_output=True, text=True)
+            yield f"{page} of {name}", done.stdout + done.stderr
+    yield "the operator's logs", said_by_the_operator()
+
+
+def said_by_the_operator() -> str:
+    return OPERATOR.kubectl("logs", "-l", "app.kubernetes.io/name=ratchet", "--tail=-1")
+
+
+def serve(namespace: Namespace) -> None:
+    """What `endless` has learned, once well and once with keys that S3 refuses."""
+    latest = eventually("a checkpoint is there", lambda: checkpointed(namespace, "endless"))
+    good = deployment.source(Stored(latest["uri"], latest["digest"], ""))
+    bad = json.loads(json.dumps(good))
+    bad["checkpoint"]["s3"]["secretRef"]["name"] = "wrong"
+    # Little, for three jobs ask for their share too.
+    little = {"requests": {"cpu": "20m", "memory": "64Mi"}, "limits": {"memory": "384Mi"}}
+    more = {"server": {"resources": little}, "webhook": {"secretRef": {"name": "hook"}}}
+    for name, source in zip(SERVED, (good, bad), strict=True):
+        namespace.apply(deployment.manifest(name, source, replicas=1, **more))
+
+
+def is_locked_out(namespace: Namespace) -> bool:
+    """Whether the one whose keys are refused says so, and what to do."""
+    status = deployment.status(namespace.find("rlpd", SERVED[1]))
+    return "Correct the keys in the Secret of s3.secretRef" in json.dumps(status)
 
 
 def test_no_secret_is_said_anywhere(
@@ -180,6 +212,7 @@ def test_no_secret_is_said_anywhere(
     for name, content in (
         ("wrong", {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "wrong/and+secret=="}),
         ("borrowed", {"REDIS_URL": redis_url}),
+        ("hook", {"WEBHOOK_URL": HOOK}),
     ):
         namespace.apply(
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": content}
@@ -194,14 +227,24 @@ def test_no_secret_is_said_anywhere(
 
     namespace.apply(refused)
     namespace.apply(prying)
+    serve(namespace)
 
     eventually("the refused one fails", is_failed(namespace, "refused"))
     eventually("the prying one fails", is_failed(namespace, "prying"))
     assert "NoPermission" in json.dumps(namespace.find("rlj", "prying"))
     assert progress(namespace.find("rlj", "endless"))["steps"] > 0
+    eventually(
+        "one is served",
+        lambda: deployment.status(namespace.find("rlpd", SERVED[0])).get("stable", {}).get("ready"),
+    )
+    eventually("the other one's keys are refused", lambda: is_locked_out(namespace))
+    eventually(
+        "a chat was told in vain", lambda: "a webhook did not take a message" in said_by_the_operator()
+    )
     password = urllib.parse.urlsplit(redis_url).password
     keys = decoded(s3_secret)
-    secrets = [redis_url, password or "", "wrong/and+secret==", keys["AWS_SECRET_ACCESS_KEY"]]
+    secrets = [redis_url, password or "", "wrong/and+secret==", keys["AWS_SECRET_ACCESS_KEY"], HOOK]
+    secrets += [decoded(namespace.find("secret", f"{name}-admin") or {})["token"] for name in SERVED]
     assert all(secrets)
     heard = list(everything_said(namespace))
     for where, text in heard:

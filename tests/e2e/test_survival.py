@@ -8,21 +8,23 @@ from math import isfinite
 from typing import Any
 
 import pytest
+from arena import NAME, Arena
 from cluster import Json, Namespace, condition, eventually, progress
 from jobs import assert_steps_are_the_accepted_fragments, checkpointed, evict, one_pod, training
+from rollouts import deployment
 
 OPERATOR = Namespace("ratchet-system")
 METRICS = "/api/v1/namespaces/ratchet-system/services/ratchet-metrics:8080/proxy/metrics"
 
 
-def writes_and_lease_reads() -> tuple[float, float]:
+def writes_and_lease_reads() -> tuple[Json, float]:
     """What the operator wrote since it started, its Lease apart; how often it looked at the Lease."""
     lines = [
         line.rpartition(" ")
         for line in OPERATOR.kubectl("get", "--raw", METRICS).splitlines()
         if line.startswith(("ratchet_api_writes_total{", "ratchet_api_reads_total{"))
     ]
-    writes = sum(float(count) for name, _, count in lines if "writes" in name and "Lease" not in name)
+    writes = {name: float(count) for name, _, count in lines if "writes" in name and "Lease" not in name}
     reads = sum(float(count) for name, _, count in lines if "reads" in name and "Lease" in name)
     return writes, reads
 
@@ -133,6 +135,7 @@ def test_a_wiped_and_a_forged_status_come_right_again(namespace: Namespace, endl
             ),
         )
         assert condition(right, "Progressing")["status"] == "True"
+        assert_steps_are_the_accepted_fragments(right)
 
 
 def test_a_trainer_that_fails_counts_and_the_next_attempt_goes_on(
@@ -155,7 +158,8 @@ def test_a_trainer_that_fails_counts_and_the_next_attempt_goes_on(
     assert_steps_are_the_accepted_fragments(job)
 
 
-def test_a_quiet_minute_is_without_a_write(namespace: Namespace, endless: Json) -> None:
+def test_a_quiet_minute_is_without_a_write(namespace: Namespace, endless: Json, s3: Any) -> None:
+    """Whatever the API server made of what was written, such as 1k of 1000 requests a second."""
     eventually(
         "no earlier test's namespace is on its way out",
         lambda: all(n["status"]["phase"] == "Active" for n in namespace.list("namespaces")),
@@ -166,6 +170,7 @@ def test_a_quiet_minute_is_without_a_write(namespace: Namespace, endless: Json) 
         "the job is suspended",
         lambda: condition(namespace.find("rlj", "endless"), "Suspended").get("status") == "True",
     )
+    serve(Arena(namespace, s3))
     before = eventually("the operator has settled", _settled)
 
     # It looks every three seconds, so this is more than a minute, with a full resync inside.
@@ -177,11 +182,31 @@ def test_a_quiet_minute_is_without_a_write(namespace: Namespace, endless: Json) 
     assert after[0] == before[0]
 
 
-def _settled() -> tuple[float, float] | None:
-    """The counts, once two looks at the Lease have gone by without a write."""
+def serve(arena: Arena) -> None:
+    """A policy with all that can be asked for beside it, and nobody who asks it anything."""
+    hook = {"WEBHOOK_URL": "http://nobody:8080/"}
+    arena.namespace.apply(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hook"}, "stringData": hook}
+    )
+    # So much of each that a server which does nothing needs no second one beside it.
+    requests = {"cpu": "200m", "memory": "256Mi"}
+    more = {
+        "server": {"resources": {"requests": requests, "limits": {"memory": "384Mi"}}},
+        "autoscaling": {"maxReplicas": 3, "cpuPercent": 100, "memoryPercent": 100, "requestsPerSecond": 1000},
+        "scaleToZeroAfter": "1h",
+        "webhook": {"secretRef": {"name": "hook"}},
+    }
+    first = deployment.source(arena.policy("good"))
+    arena.namespace.apply(deployment.manifest(NAME, first, **more))
+    arena.settled("good")
+    assert '"1k"' in json.dumps(arena.namespace.list("hpa"))
+
+
+def _settled() -> tuple[Json, float] | None:
+    """The counts, once six looks at the Lease have gone by without a write: a status may be 16 s behind."""
     first = writes_and_lease_reads()
     later = eventually(
-        "two looks at the Lease", lambda: (now := writes_and_lease_reads())[1] >= first[1] + 2 and now
+        "six looks at the Lease", lambda: (now := writes_and_lease_reads())[1] >= first[1] + 6 and now
     )
     return later if later[0] == first[0] else None
 
