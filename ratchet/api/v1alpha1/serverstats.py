@@ -69,9 +69,31 @@ class ActionStats(ApiModel):
     """
 
     number: int = 0
+    deterministic: int | None = Field(
+        default=None, description="Of `number`, those that were asked for as the most likely ones."
+    )
     counts: list[int] | None = None
     mean: list[float] | None = None
     m2: list[float] | None = None
+
+
+class EvaluatedActions(ApiModel, extra="ignore"):
+    """What a policy did in the trainer's evaluation: the distribution that its artifact promises.
+
+    `counts` has one entry for each output of a discrete policy; `mean` and `deviation` have one for each
+    component of a continuous one. The decisions of an episode depend on each other, so `error` is taken from
+    the differences between episodes.
+    """
+
+    episodes: int = Field(ge=2)
+    decisions: int = Field(ge=1)
+    deterministic: bool = Field(description="Whether it took the most likely actions.")
+    counts: tuple[int, ...] = ()
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+    error: tuple[float, ...] = Field(
+        description="Standard error of each share of the counts, or of each mean."
+    )
 
 
 class ArmStats(ApiModel):
@@ -123,6 +145,9 @@ class ServerStats(ApiModel):
         default=None,
         description="Digest of the observation and action space of `current`. Policies that differ in it "
         "cannot take each other's place.",
+    )
+    evaluated: EvaluatedActions | None = Field(
+        default=None, description="Of `current`; its artifact names none where it was not evaluated."
     )
     route: RouteStats = RouteStats()
     connections: int = 0
