@@ -52,6 +52,7 @@ class Broken:
         self.inner = inner
         self.digest, self.spec = inner.digest, inner.spec
         self.recurrent_size = inner.recurrent_size
+        self.evaluated = inner.evaluated
         self.spoil = spoil
         self.batches: list[int] = []
 

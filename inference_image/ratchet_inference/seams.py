@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions
 from ratchet.decisions.records import Decision
 from ratchet.policies import PolicySpec
 
@@ -42,6 +43,7 @@ class Policy(Protocol):
     Attributes:
         digest: SHA-256 of its artifact.
         recurrent_size: numbers of memory that an episode carries; 0 without.
+        evaluated: what it did in the trainer's evaluation, where that is known.
 
     """
 
@@ -51,6 +53,8 @@ class Policy(Protocol):
     def spec(self) -> PolicySpec: ...
     @property
     def recurrent_size(self) -> int: ...
+    @property
+    def evaluated(self) -> EvaluatedActions | None: ...
 
     def decide(
         self,
