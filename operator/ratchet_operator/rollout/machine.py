@@ -317,7 +317,8 @@ def _in_doubt(at: At, trial: Trial) -> tuple[Decision, Doubt] | None:
             case Verdict.SOURCE_DOWN:
                 do = policy.on_source_down
             case Verdict.NOT_ENOUGH_EVIDENCE:
-                do = policy.on_not_enough if decision.canary_n and at.is_late(trial) else "Hold"
+                if not decision.moot:
+                    do = policy.on_not_enough if decision.canary_n and at.is_late(trial) else "Hold"
             case Verdict.PASS:
                 pass
         if do == "RollBack":
