@@ -60,6 +60,13 @@ def evaluation(**changes: Any) -> Fragment:
     return Fragment(header(kind="evaluation", n=0, **changes), columns)
 
 
+def evaluation_with_actions(**changes: Any) -> Fragment:
+    """The same, with how often each of the two actions was taken."""
+    asked = evaluation(**changes)
+    taken = np.array([[2.0, 0.0], [1.0, 2.0]])
+    return Fragment(asked.header, {**asked.columns, "action_sum": taken, "action_squares": taken})
+
+
 shapes = st.lists(st.integers(1, 3), min_size=0, max_size=2).map(tuple)
 
 

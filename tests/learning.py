@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fragments import SPACES, evaluation, rollout
+from fragments import SPACES, evaluation, evaluation_with_actions, rollout
 from ratchet_trainer.board import Board
 from ratchet_trainer.interruption import pause
 from ratchet_trainer.learner import Learner, Parts
@@ -124,7 +124,8 @@ class Trainer:
         assert weights is not None
         self.sequence += 1
         values = {"sequence": self.sequence, "version": weights.version, "ticket": ticket.id, **header}
-        self.deliver(evaluation(**values) if ticket.kind == "evaluate" else rollout(**values))
+        evaluated = evaluation_with_actions if ticket.actions else evaluation
+        self.deliver(evaluated(**values) if ticket.kind == "evaluate" else rollout(**values))
 
     def until(self, condition: Callable[[TrainerStatus], object]) -> TrainerStatus:
         end = time.monotonic() + PATIENCE_SECONDS

@@ -52,6 +52,7 @@ class Broken:
         self.inner = inner
         self.digest, self.spec = inner.digest, inner.spec
         self.recurrent_size, self.lineage = inner.recurrent_size, inner.lineage
+        self.evaluated = inner.evaluated
         self.spoil = spoil
         self.batches: list[int] = []
 

@@ -253,7 +253,7 @@ class Answering:
                     if session:
                         session.state = state
             tally.predictions += len(batch.observations)
-            tally.actions.add(outcome.actions)
+            tally.actions.add(outcome.actions, int(np.count_nonzero(batch.deterministic)))
             now = time.perf_counter()
             for question in asked:
                 # Those of another arm are counted there.

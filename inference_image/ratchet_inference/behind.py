@@ -28,6 +28,7 @@ class Forwarding:
         most: questions at once.
         copies: questions at once whose answers nobody gets, beside those.
         tls: for https, None for what the machine trusts.
+        deterministic: what it does where a question does not say; it is started with this server's settings.
 
     """
 
@@ -36,6 +37,7 @@ class Forwarding:
     most: int = 128
     copies: int = 32
     tls: ssl.SSLContext | None = None
+    deterministic: bool = False
 
 
 class Behind:
@@ -62,6 +64,7 @@ class Behind:
         self.digest = digest
         self._arm = arm
         self._seconds = forwarding.seconds
+        self._deterministic = forwarding.deterministic
         self._stats = stats
         self.breaker = breaker
 
@@ -112,5 +115,6 @@ class Behind:
         question.arms = [self._arm] * rows
         tally = self._stats.tally(self._arm, question.digests[0], space)
         tally.predictions += rows
-        tally.actions.add(np.array(question.actions))
+        greedy = self._deterministic if question.deterministic is None else question.deterministic
+        tally.actions.add(np.array(question.actions), rows if greedy else 0)
         tally.answered(began, perf_counter())

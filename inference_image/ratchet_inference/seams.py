@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions
 from ratchet.decisions.records import Decision
 from ratchet.policies import PolicySpec
 from ratchet.policies.artifact import PolicyLineage
@@ -44,6 +45,7 @@ class Policy(Protocol):
         digest: SHA-256 of its artifact.
         recurrent_size: numbers of memory that an episode carries; 0 without.
         lineage: where it comes from, where it says so.
+        evaluated: what it did in the trainer's evaluation, where that is known.
 
     """
 
@@ -55,6 +57,8 @@ class Policy(Protocol):
     def recurrent_size(self) -> int: ...
     @property
     def lineage(self) -> PolicyLineage | None: ...
+    @property
+    def evaluated(self) -> EvaluatedActions | None: ...
 
     def decide(
         self,

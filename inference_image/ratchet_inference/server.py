@@ -77,6 +77,7 @@ class PolicyServer:
             settings.canary_requests,
             settings.mirror_requests,
             settings.tls_of_clients(),
+            settings.deterministic,
         )
         self.dispatch = Dispatch(self.answering, residents, self.stats, recording, forwarding)
         self.episodes = Episodes(self.dispatch.ask, self.sessions, self._refused, settings.max_body_bytes)
@@ -222,6 +223,7 @@ class PolicyServer:
             "previous": previous and previous.digest,
             "spaces": current and self.answering.fitting(current).spaces,
             "lineage": current and _lineage(current.lineage),
+            "evaluated": current and current.evaluated and current.evaluated.to_wire(),
             "route": {**self.dispatch.route.to_wire(), "breaker": self.dispatch.breaker},
             "connections": len(self.listener.connections),
             "websockets": len(self.episodes),

@@ -20,10 +20,10 @@ KEPT = 16
 class Actions:
     """Counts of discrete actions, or moments of continuous ones (Chan, Golub and LeVeque 1979)."""
 
-    __slots__ = ("_first", "_start", "counts", "m2", "mean", "number")
+    __slots__ = ("_first", "_start", "counts", "deterministic", "m2", "mean", "number")
 
     def __init__(self, space: SpaceSpec) -> None:
-        self.number = 0
+        self.number = self.deterministic = 0
         self.counts: NDArray[np.int64] | None = None
         self.mean = self.m2 = np.zeros(0)
         self._start = np.asarray(space.start, np.int64).reshape(-1)
@@ -33,10 +33,11 @@ class Actions:
         else:
             self.counts = np.zeros(space.outputs, np.int64)
 
-    def add(self, actions: NDArray[Any]) -> None:
-        """Counts (N, *action shape), N at least 1."""
+    def add(self, actions: NDArray[Any], deterministic: int) -> None:
+        """Counts (N, *action shape), N at least 1; so many of them were to be the most likely ones."""
         rows = len(actions)
         self.number += rows
+        self.deterministic += deterministic
         flat = actions.reshape(rows, -1)
         if self.counts is None:
             mean = flat.mean(axis=0, dtype=np.float64)
@@ -55,9 +56,10 @@ class Actions:
 
     def to_wire(self) -> dict[str, Any]:
         """As `ActionStats`."""
+        asked = {"number": self.number, "deterministic": self.deterministic}
         if self.counts is not None:
-            return {"number": self.number, "counts": self.counts.tolist()}
-        return {"number": self.number, "mean": self.mean.tolist(), "m2": self.m2.tolist()}
+            return {**asked, "counts": self.counts.tolist()}
+        return {**asked, "mean": self.mean.tolist(), "m2": self.m2.tolist()}
 
 
 class Tally:

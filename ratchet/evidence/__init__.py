@@ -4,7 +4,7 @@ Pure functions and values on numpy; no clock, no I/O. docs/judge.md says what ea
 """
 
 from ratchet.evidence.cohorts import Cohort, Episodes, OpenCohorts
-from ratchet.evidence.drift import Drift, Shift
+from ratchet.evidence.drift import Drift, Reference, Shift
 from ratchet.evidence.guards import (
     DriftGuard,
     LatencyAgainstStable,
@@ -17,11 +17,12 @@ from ratchet.evidence.guards import (
     TripWire,
 )
 from ratchet.evidence.latency import LatencyRatio
-from ratchet.evidence.means import Contrast, Moments
+from ratchet.evidence.means import LEAST_EPISODES, Contrast, Moments
 from ratchet.evidence.rates import Count, Rate, RateRatio
-from ratchet.evidence.verdicts import Decision, Verdict, dump, load, source_down, split
+from ratchet.evidence.verdicts import Decision, Verdict, dump, load, moot, source_down, split
 
 __all__ = [
+    "LEAST_EPISODES",
     "Cohort",
     "Contrast",
     "Count",
@@ -38,6 +39,7 @@ __all__ = [
     "RateAgainstStable",
     "RateLimit",
     "RateRatio",
+    "Reference",
     "ReturnGuard",
     "Returns",
     "Shift",
@@ -46,6 +48,7 @@ __all__ = [
     "Verdict",
     "dump",
     "load",
+    "moot",
     "source_down",
     "split",
 ]

@@ -6,6 +6,10 @@ difference of its shares is tested. It never exceeds the distance whatever the g
 exact; the guesses settle on the set that attains it, so the test sees every drift in the end. Sequential
 two-sample testing by betting: Shekhar, Ramdas (2023), IEEE Trans. Inf. Theory 70(2).
 
+What a policy did in training's evaluation is a sample too, of few episodes, and fixed before the canary acts:
+how far it may be from the truth is added to the distance that is allowed, and half of a guard's share of
+error is for that bound.
+
 Continuous actions are counted in bins per dimension, one histogram behind the other; or, where only moments
 are at hand, compared by how far each component's mean has moved.
 """
@@ -13,9 +17,57 @@ are at hand, compared by how far each component's mean has moved.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 
 from ratchet.evidence.latency import added
 from ratchet.evidence.means import Contrast, Moments
+
+# Of an arm whose means are taken for sure; what is not is in `Reference.slack`.
+_SURE = 10**9
+# A component that hardly moves in an evaluation: rounding by another arithmetic is no drift.
+_STILL = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a policy did in training's evaluation.
+
+    Attributes:
+        episodes: that it played.
+        length: decisions to one of them.
+        deterministic: whether it took the most likely actions.
+        shares: by action, of a discrete policy.
+        mean, deviation: by component, of a continuous one.
+        error: standard error of each share or mean, from the differences between episodes.
+
+    """
+
+    episodes: int
+    length: float
+    deterministic: bool
+    shares: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+    error: tuple[float, ...] = ()
+
+    @property
+    def arm(self) -> tuple[Moments, ...]:
+        """Of each component, as one would have them of an arm without chance."""
+        found: list[Moments] = []
+        for mean, deviation in zip(self.mean, self.deviation, strict=True):
+            spread = max(deviation, _STILL * abs(mean))
+            found.append(Moments(_SURE, mean, spread**2 * _SURE))
+        return tuple(found)
+
+    def slack(self, alpha: float) -> tuple[float, ...]:
+        """How far each share or mean may be from the truth; any is further with probability at most alpha.
+
+        Asymptotically, as all that is said of a mean whose range is not known.
+        """
+        if not self.error:
+            return ()
+        t = student(1 - alpha / (2 * len(self.error)), self.episodes - 1)
+        return tuple(t * error for error in self.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +133,25 @@ class Shift:
         found = [abs(c.difference()) / _deviation(c) for c in self.components if _deviation(c)]
         return max(found, default=0.0)
 
-    def log_e_above(self, allowed: float, decisions_per_episode: float = 1.0) -> float:
+    def keeps(self, allowed: float, slack: Sequence[float] = ()) -> bool:
+        """Whether no component's mean is seen to have moved further."""
+        return all(abs(one.difference()) <= margin for one, margin in self._margins(allowed, slack))
+
+    def log_e_above(
+        self, allowed: float, decisions_per_episode: float = 1.0, slack: Sequence[float] = ()
+    ) -> float:
         """Log evidence that some component's mean moved by over `allowed` standard deviations.
 
         The mean of e-values is one, so many components cost little. Exact asymptotically.
+
+        Args:
+            allowed: in standard deviations of the stable arm.
+            decisions_per_episode: that depend on each other.
+            slack: what is allowed beside it, by component, in units of the action.
+
         """
         found: list[float] = []
-        for contrast in self.components:
-            margin = allowed * _deviation(contrast)
+        for contrast, margin in self._margins(allowed, slack):
             found += [
                 contrast.log_e_above(margin=-margin, together=decisions_per_episode),
                 contrast.log_e_below(margin=margin, together=decisions_per_episode),
@@ -97,6 +160,18 @@ class Shift:
             return 0.0
         top = max(found)
         return top + math.log(sum(math.exp(one - top) for one in found) / len(found))
+
+    def _margins(self, allowed: float, slack: Sequence[float]) -> list[tuple[Contrast, float]]:
+        if not self.components:
+            return []
+        pairs = zip(self.components, slack or (0.0,) * len(self.components), strict=True)
+        return [(contrast, allowed * _deviation(contrast) + more) for contrast, more in pairs]
+
+
+def student(quantile: float, freedom: int) -> float:
+    """Quantile of Student's t above a half; never below it by more than a thousandth (Wallace 1959)."""
+    z = NormalDist().inv_cdf(quantile) * (8 * freedom + 3) / (8 * freedom + 1)
+    return math.sqrt(freedom * math.expm1(min(z**2 / freedom, 700.0)))
 
 
 def _deviation(contrast: Contrast) -> float:

@@ -238,36 +238,47 @@ class ReturnGuard:
 
 @dataclass(frozen=True, slots=True)
 class DriftGuard:
-    """Canary's actions are at most a total variation from stable's, or from training's. State: a Drift."""
+    """Canary's actions are at most a total variation from stable's, or from training's. State: a Drift.
+
+    Attributes:
+        slack: allowed beside `distance`, for what is not known of training's.
+
+    """
 
     name: str
     distance: float = 0.2
     decisions_per_episode: float = 1.0
     minimum: int = 500
+    slack: float = 0.0
 
     def judge(self, state: Drift, alpha: float, beta: float) -> Decision:
         """The verdict on the sums so far; it is never proven that actions are the same."""
         together = self.decisions_per_episode
-        broken = state.log_e_above(self.distance, together)
+        bound = self.distance + self.slack
+        broken = state.log_e_above(bound, together)
         low = max(0.0, state.contrast.interval(alpha, width=1.0, together=together)[0])
         n, against = sum(state.canary), "training" if state.reference else "stable"
         sentence = (
             f"{_percent(state.distance)} of {n:,} canary actions would have to change to match {against} "
             f"(at least {_percent(low)}), {_percent(self.distance)} allowed"
         )
+        if self.slack:
+            sentence += f" and {_percent(self.slack)} for the few episodes of its evaluation"
         measured = Measured(
-            state.distance, None, n, sum(state.stable), state.distance, low, 1.0, self.distance,
-            state.distance <= self.distance, broken, 0.0, sentence,
+            state.distance, None, n, sum(state.stable), state.distance, low, 1.0, bound,
+            state.distance <= bound, broken, 0.0, sentence,
         )  # fmt: skip
         return decide(self.name, measured, alpha, beta, self.minimum)
 
 
 @dataclass(frozen=True, slots=True)
 class ShiftGuard:
-    """No component of canary's actions has another mean than stable's, within `distance`. State: a Shift.
+    """No component of canary's actions has another mean than stable's, or than training's. State: a Shift.
 
     Attributes:
-        distance: in standard deviations of the stable arm.
+        distance: in standard deviations of the stable arm, or of training.
+        slack: allowed beside it, by component, for what is not known of training's means.
+        of_training: whether the other arm is a `Reference`.
 
     """
 
@@ -275,19 +286,26 @@ class ShiftGuard:
     distance: float = 0.5
     decisions_per_episode: float = 1.0
     minimum: int = 500
+    slack: tuple[float, ...] = ()
+    of_training: bool = False
 
     def judge(self, state: Shift, alpha: float, beta: float) -> Decision:
         """The verdict on the sums so far; it is never proven that actions are the same."""
         arms = [(one.canary.all.n, one.stable.all.n) for one in state.components] or [(0, 0)]
         moved = state.distance
+        against, n = ("training", 0) if self.of_training else ("stable", arms[0][1])
         sentence = (
-            f"the mean of canary's actions is {moved:.3g} standard deviations from stable's, in the "
-            f"component that moved most ({arms[0][0]:,} actions, {arms[0][1]:,} stable ones), "
-            f"{self.distance:.3g} allowed"
+            f"the mean of canary's actions is {moved:.3g} standard deviations from {against}'s, in the "
+            f"component that moved most ({arms[0][0]:,} actions"
+            + (f", {n:,} stable ones" if not self.of_training else "")
+            + f"), {self.distance:.3g} allowed"
         )
+        if any(self.slack):
+            sentence += " and what the few episodes of its evaluation leave open"
         measured = Measured(
-            moved, None, arms[0][0], arms[0][1], moved, 0.0, math.inf, self.distance, moved <= self.distance,
-            state.log_e_above(self.distance, self.decisions_per_episode), 0.0, sentence,
+            moved, None, arms[0][0], n, moved, 0.0, math.inf, self.distance,
+            state.keeps(self.distance, self.slack),
+            state.log_e_above(self.distance, self.decisions_per_episode, self.slack), 0.0, sentence,
         )  # fmt: skip
         return decide(self.name, measured, alpha, beta, self.minimum)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _EPISODES_AT_OPTIMUM = 50.0  # effective episodes at which the test of unknown range is sharpest
-_LEAST_EPISODES = 20  # of each arm, before a variance is believed
+LEAST_EPISODES = 20  # of each arm, before a variance is believed
 _CERTAIN = 1e3  # nats, where evidence would be infinite
 _LARGEST = 1e60
 _TINY, _HUGE = 1e-12, 1e75
@@ -182,7 +182,7 @@ class Contrast:
             squares = self.canary.squares + factor**2 * self.stable.squares
             return empirical_bernstein(total, squares / together, width * max(1.0, abs(factor)))
         arms = (self.canary,) if self.constant else (self.canary, self.stable)
-        if min(arm.all.n for arm in arms) < _LEAST_EPISODES * together:
+        if min(arm.all.n for arm in arms) < LEAST_EPISODES * together:
             return 0.0
         # A canary that was lucky or unlucky in its first episodes has seen none of the rare returns yet.
         variance = max(arm.variance for arm in arms)

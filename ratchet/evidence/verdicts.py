@@ -60,6 +60,7 @@ class Decision:
         needed: odds at which the guard fails, 1/alpha.
         proven: a Pass with evidence that the bound is kept; else it is minimum evidence without a failure.
         estimate: what low and high are the bounds of.
+        moot: there is not enough evidence and none to come: it stands in nobody's way.
 
     """
 
@@ -78,6 +79,7 @@ class Decision:
     alpha: float | None = None
     proven: bool = False
     estimate: float | None = None
+    moot: bool = False
 
 
 def decide(guard: str, measured: Measured, alpha: float, beta: float, minimum: int) -> Decision:
@@ -114,6 +116,11 @@ def decide(guard: str, measured: Measured, alpha: float, beta: float, minimum: i
 def source_down(guard: str, why: str) -> Decision:
     """The verdict where the guard's figures can't be read: neither for nor against the canary."""
     return Decision(guard, Verdict.SOURCE_DOWN, f"No figures: {why}.")
+
+
+def moot(guard: str, why: str) -> Decision:
+    """The verdict where there is nothing to compare with, now or later."""
+    return Decision(guard, Verdict.NOT_ENOUGH_EVIDENCE, f"Not compared: {why}.", moot=True)
 
 
 def split(alpha: float, weights: Mapping[str, float]) -> dict[str, float]:

@@ -79,6 +79,8 @@ ROLLOUT_COLUMNS: Mapping[str, str | None] = {
     "episode_length": "int32",
 }
 EVALUATION_COLUMNS: Mapping[str, str | None] = {"episode_return": "float32", "episode_length": "int32"}
+# Of an evaluation whose ticket asks for them; an older worker does not know of that.
+ACTION_COLUMNS: Mapping[str, str | None] = {"action_sum": "float64", "action_squares": "float64"}
 _COLUMNS: Mapping[Kind, Mapping[str, str | None]] = {
     "rollout": ROLLOUT_COLUMNS,
     "evaluation": EVALUATION_COLUMNS,
@@ -175,6 +177,8 @@ def _check_header(header: Header) -> None:
 
 def _check_columns(header: Header, columns: Mapping[str, Column]) -> None:
     wanted = _COLUMNS[header.kind]
+    if header.kind == "evaluation" and not columns.keys().isdisjoint(ACTION_COLUMNS):
+        wanted = {**wanted, **ACTION_COLUMNS}
     if columns.keys() != wanted.keys():
         missing, extra = sorted(wanted.keys() - columns.keys()), sorted(columns.keys() - wanted.keys())
         raise CorruptFragment(f"columns missing: {missing}, not expected: {extra}")
@@ -186,8 +190,12 @@ def _check_columns(header: Header, columns: Mapping[str, Column]) -> None:
         raise CorruptFragment("episode_return and episode_length must be (E,)")
     if header.kind == "rollout":
         _check_rollout(header, columns)
-    elif header.n != 0:
+        return
+    if header.n != 0:
         raise CorruptFragment("an evaluation counts no training steps")
+    for name in ACTION_COLUMNS.keys() & columns.keys():
+        if columns[name].ndim != 2 or len(columns[name]) != episodes[0]:
+            raise CorruptFragment(f"column {name} must be (E, outputs)")
 
 
 def _check_rollout(header: Header, columns: Mapping[str, Column]) -> None:

@@ -14,6 +14,7 @@ class Ticket(BaseModel):
         episodes: how many an evaluation plays.
         seed: of an evaluation.
         deterministic: an evaluation takes the most likely actions.
+        actions: an evaluation says what was done too.
 
     """
 
@@ -27,6 +28,7 @@ class Ticket(BaseModel):
     episodes: int | None = Field(default=None, ge=1)
     seed: int | None = Field(default=None, ge=0)
     deterministic: bool | None = None
+    actions: bool | None = None
 
     def to_json(self) -> str:
         """The form in the list of tickets."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions
 from ratchet.policies.acting import NORMALIZED_LIMIT, VARIANCE_FLOOR
 from ratchet.policies.errors import (
     ArtifactCorrupt,
@@ -93,7 +94,13 @@ class PolicyLineage(_Model):
 
 
 class Description(_Model):
-    """The content of `policy.json`."""
+    """The content of `policy.json`.
+
+    Attributes:
+        evaluated: what these very parameters did in an evaluation; None where there was none, or one by a
+            trainer that did not count actions.
+
+    """
 
     schema_version: int = SCHEMA_VERSION
     spec: PolicySpec
@@ -101,6 +108,7 @@ class Description(_Model):
     weights: WeightFormat
     files: dict[str, File]
     lineage: PolicyLineage
+    evaluated: EvaluatedActions | None = None
 
     def to_bytes(self) -> bytes:
         """Canonical: keys sorted, no space between tokens."""
@@ -138,10 +146,13 @@ class Artifact:
 
         """
         spec, weights = self.description.spec, self.description.weights
+        evaluated = self.description.evaluated
         try:
             own = checked(spec, self.parameters())
             *faster, last = [
-                ServedPolicy(self.digest, spec, network, own.get("log_std"), seed, self.description.lineage)
+                ServedPolicy(
+                    self.digest, spec, network, own.get("log_std"), seed, self.description.lineage, evaluated
+                )
                 for network in by_speed(spec, own, weights)
             ]
         except ValueError as error:
@@ -190,6 +201,7 @@ def make(
     observations: NDArray[Any],
     lineage: PolicyLineage,
     weights: WeightFormat = "float32",
+    evaluated: EvaluatedActions | None = None,
 ) -> Artifact:
     """An artifact with golden answers of these exact parameters.
 
@@ -199,6 +211,7 @@ def make(
         observations: (K, *observation shape) that were met in training; where there is none, some are drawn.
         lineage: where they come from.
         weights: what to store them as.
+        evaluated: what they did in an evaluation.
 
     Raises:
         ValueError: the parameters do not fit the spec.
@@ -216,6 +229,7 @@ def make(
         weights=weights,
         files={name: File(sha256=_sha256(content), size=len(content)) for name, content in files.items()},
         lineage=lineage,
+        evaluated=evaluated,
     )
     text = description.to_bytes()
     artifact = Artifact(_sha256(text), description, {DESCRIPTION: text, **files})
@@ -231,7 +245,8 @@ def convert(artifact: Artifact, weights: WeightFormat) -> Artifact:
     spec = artifact.description.spec
     observations = golden_observations(artifact.files[GOLDEN], spec.observation)
     lineage = artifact.description.lineage.model_copy(update={"converted_from": artifact.digest})
-    return make(spec, artifact.parameters(), observations, lineage, weights)
+    evaluated = artifact.description.evaluated
+    return make(spec, artifact.parameters(), observations, lineage, weights, evaluated)
 
 
 def golden_observations(content: bytes | None, space: SpaceSpec) -> NDArray[Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions
 from ratchet.policies import distributions, onerow
 from ratchet.policies.distributions import Bools, Choice, Floats
 from ratchet.policies.draws import Draws
@@ -54,6 +55,7 @@ class ServedPolicy:
         log_std: (action size,) of a Box policy, None of others.
         seed: of rows that bring none; None takes it from the machine.
         lineage: where it comes from; None of one that no artifact holds.
+        evaluated: what it did in the trainer's evaluation, where that is known.
 
     """
 
@@ -65,6 +67,7 @@ class ServedPolicy:
         log_std: Floats | None,
         seed: int | None = None,
         lineage: "PolicyLineage | None" = None,
+        evaluated: EvaluatedActions | None = None,
     ) -> None:
         self.digest = digest
         self.spec = spec
@@ -72,6 +75,7 @@ class ServedPolicy:
         self.has_value = network.has_value
         self.arithmetic = network.arithmetic
         self.recurrent_size = spec.recurrent_size
+        self.evaluated = evaluated
         self._network = network
         self._draws = Draws(seed)
         action = spec.action

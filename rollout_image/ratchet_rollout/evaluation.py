@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ratchet.policies import Actor
+from ratchet.policies import Actor, flatten_observation
 from ratchet_rollout.environments import Environments
 
 # Half an hour of an Atari game: 108,000 frames, a step each fourth. An episode without an end of its own
@@ -21,6 +21,8 @@ def evaluate(
     seed: int,
     deterministic: bool,
     check: Callable[[], object] = lambda: None,
+    *,
+    actions: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Returns and lengths of `episodes` episodes, in no particular order.
 
@@ -35,6 +37,7 @@ def evaluate(
         seed: the same one gives the same episodes.
         deterministic: take the most likely actions.
         check: called before each step; what it raises ends the evaluation.
+        actions: with the sums over each episode of its actions, and of their squares, by output.
 
     """
     rng = np.random.default_rng(seed)
@@ -45,10 +48,19 @@ def evaluate(
     returns, lengths = np.zeros(size), np.zeros(size, np.int64)
     episode_returns: list[float] = []
     episode_lengths: list[int] = []
+    space = environments.spec.action
+    sums = np.zeros((2, size, space.outputs if actions else 0))
+    episode_sums = [sums[:, :0]]
     while left.any():
         check()
         acted = actor.act(observation, rng, deterministic).action
-        step = environments.step(actor.to_environment(acted))
+        taken = actor.to_environment(acted)
+        # Of a reset, too: the environment may reuse what it is given, and says only afterwards what counts.
+        done = flatten_observation(space, taken).astype(np.float64) if actions else None
+        step = environments.step(taken)
+        if done is not None:
+            done[~step.valid] = 0
+            sums += (done, done**2)
         returns += step.reward
         lengths += step.valid
         too_long = lengths >= LONGEST_EPISODE
@@ -57,12 +69,17 @@ def evaluate(
             counted = ended & (left > 0)
             episode_returns += returns[counted].tolist()
             episode_lengths += lengths[counted].tolist()
+            episode_sums.append(sums[:, counted])
             left -= counted
             left[too_long & ~(step.terminated | step.truncated)] = 0
             returns[ended] = 0
             lengths[ended] = 0
+            sums[:, ended] = 0
         observation = np.asarray(step.observation, dtype)
-    return {
+    columns: dict[str, NDArray[Any]] = {
         "episode_return": np.array(episode_returns, np.float32),
         "episode_length": np.array(episode_lengths, np.int32),
     }
+    if actions:
+        columns["action_sum"], columns["action_squares"] = np.concatenate(episode_sums, axis=1)
+    return columns

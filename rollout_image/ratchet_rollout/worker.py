@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ratchet.api.v1alpha1 import TrainingConfig
 from ratchet.experience import Fragment, Header, Ticket, Weights, WorkerChannel, encode
 from ratchet.policies import Actor, PolicySpec
+from ratchet.policies.evaluated import MOST_OUTPUTS
 from ratchet.weights import decode
 from ratchet_rollout.actor import Player
 from ratchet_rollout.environments import Environments, make
@@ -224,7 +225,10 @@ class Worker:
             self._evaluated[size] = make(self._config.environment, size)
         seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if ticket.seed is None else ticket.seed
         deterministic = evaluation.deterministic if ticket.deterministic is None else ticket.deterministic
-        return evaluate(self._evaluated[size], actor, episodes, seed, deterministic, self._shutdown.check)
+        actions = bool(ticket.actions) and self._environments.spec.action.outputs <= MOST_OUTPUTS
+        return evaluate(
+            self._evaluated[size], actor, episodes, seed, deterministic, self._shutdown.check, actions=actions
+        )
 
     def _count(self, header: Header, delivered: bool, columns: dict[str, NDArray[Any]]) -> None:
         tally = self._tally

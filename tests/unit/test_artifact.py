@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from servedpolicies import CARTPOLE, artifact, observations, plain, policy_specs, random_parameters
 
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions
 from ratchet.policies import ServedPolicy, SpaceSpec
 from ratchet.policies.artifact import (
     DESCRIPTION,
@@ -39,6 +40,10 @@ from ratchet.policies.formats import FORMATS, WeightFormat, encode, from_int8, t
 from ratchet.policies.networks import by_speed
 from ratchet.policies.torchnetwork import TorchNetwork
 
+EVALUATED = EvaluatedActions(
+    episodes=20, decisions=9_000, deterministic=True, counts=(4_000, 5_000), error=(0.01, 0.01)
+)
+
 
 def renamed(old: Artifact, **files: bytes | None) -> dict[str, bytes]:
     """Its files with others in their place, whose hashes `policy.json` then names."""
@@ -62,8 +67,9 @@ def test_what_is_written_is_read_and_answers_the_same(data: st.DataObject):
     values = random_parameters(spec, value=data.draw(st.booleans()))
     seen = observations(spec, data.draw(st.integers(0, 3)), rng)
     lineage = PolicyLineage(namespace="ns", job="j", attempt=2, steps=7, image="i")
+    did = data.draw(st.sampled_from([None, EVALUATED]))
 
-    written = make(spec, values, seen, lineage)
+    written = make(spec, values, seen, lineage, evaluated=did)
     found = read(written.files.__getitem__, written.digest)
 
     assert found.description == written.description
@@ -74,6 +80,7 @@ def test_what_is_written_is_read_and_answers_the_same(data: st.DataObject):
     }
     exact, served = ServedPolicy.of("", spec, values), found.policy()
     assert served.digest == written.digest
+    assert served.evaluated == did
     asked = observations(spec, 3, rng)
     for one, other in zip(exact.outputs(asked), served.outputs(asked), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -289,3 +296,21 @@ def test_a_folder_holds_one_and_says_what_it_lacks(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(ArtifactError, match="can't be written to"):
         write_folder(written, tmp_path / "file" / "below")
+
+
+def test_a_policy_of_before_evaluations_were_kept_has_the_digest_that_it_had():
+    old = artifact()
+    assert "evaluated" not in json.loads(old.files[DESCRIPTION])
+    assert read(old.files.__getitem__, old.digest).policy().evaluated is None
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_a_policy_in_another_format_is_promised_to_act_as_the_one_it_was_made_of(weights: WeightFormat):
+    assert convert(artifact(evaluated=EVALUATED), weights).policy().evaluated == EVALUATED
+
+
+def test_what_a_later_release_says_of_an_evaluation_is_passed_over():
+    known = artifact(evaluated=EVALUATED)
+    content = json.loads(known.files[DESCRIPTION])
+    content["evaluated"]["masks"] = 3
+    assert describe(json.dumps(content).encode()).evaluated == EVALUATED

@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ratchet_operator.rollout.counting import reference_of
 
 from ratchet.evidence import (
     Cohort,
@@ -21,6 +23,7 @@ from ratchet.evidence import (
     RateAgainstStable,
     RateLimit,
     RateRatio,
+    Reference,
     ReturnGuard,
     Returns,
     Shift,
@@ -32,7 +35,10 @@ from ratchet.evidence import (
     source_down,
     split,
 )
+from ratchet.evidence.drift import student
 from ratchet.evidence.latency import LatencyRatio, nearest_edge
+from ratchet.policies import SpaceSpec
+from ratchet.policies.evaluated import evaluated_actions
 
 RUNS = 1_000
 ALPHA = BETA = 0.05
@@ -120,6 +126,113 @@ def test_a_policy_that_always_does_the_same_is_seen_against_stable_and_against_t
     assert DriftGuard("drift", 0.2).judge(state, ALPHA, BETA).verdict is Verdict.FAIL
     one_long_episode = DriftGuard("drift", 0.2, decisions_per_episode=200).judge(state, ALPHA, BETA)
     assert one_long_episode.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+
+
+TWO_WAYS = SpaceSpec(kind="Discrete", dtype="int64", n=2)
+LENGTH, EPISODES = 20, 20
+
+
+def played(rng: np.random.Generator, episodes: int) -> np.ndarray:
+    """How often each action was taken in each episode, of which each leans its own way."""
+    return rng.multinomial(LENGTH, rng.dirichlet([0.5, 0.5], episodes))
+
+
+def evaluated(rng: np.random.Generator) -> Reference:
+    taken = played(rng, EPISODES).astype(float)
+    found = evaluated_actions(TWO_WAYS, True, np.full(EPISODES, LENGTH), taken, taken)
+    assert found is not None
+    return reference_of(found)
+
+
+def peeked_training(rng: np.random.Generator, reference: Reference, canary: np.ndarray) -> bool:
+    """Two thousand episodes of the canary, at fifty a second; as much room as the guard would give."""
+    state, slack = Drift(reference=reference.shares), sum(reference.slack(ALPHA / 2)) / 2
+    for second in range(40):
+        state = state.add(canary[50 * second : 50 * (second + 1)].sum(axis=0).tolist())
+        if state.log_e_above(0.05 + slack, LENGTH) >= math.log(2 / ALPHA):
+            return True
+    return False
+
+
+def test_a_canary_that_acts_as_in_an_evaluation_of_few_episodes_stays_within_alpha():
+    rng = np.random.default_rng(11)
+    found = [peeked_training(rng, evaluated(rng), played(rng, 2_000)) for _ in range(RUNS)]
+    assert sum(found) < MOST_FALSE
+
+
+def test_an_evaluation_of_few_episodes_is_not_taken_for_the_truth():
+    rng = np.random.default_rng(12)
+    certain = [replace(evaluated(rng), error=()) for _ in range(50)]
+    assert sum(peeked_training(rng, one, played(rng, 2_000)) for one in certain) > 15
+
+
+def test_a_canary_that_acts_otherwise_than_in_its_evaluation_is_seen():
+    rng = np.random.default_rng(13)
+    stuck = np.tile([LENGTH, 0], (2_000, 1))
+    assert all(peeked_training(rng, evaluated(rng), stuck) for _ in range(50))
+
+
+def leaning(rng: np.random.Generator, episodes: int, by: float) -> np.ndarray:
+    """(episodes, decisions, components); of each component episodes differ as much as decisions do."""
+    return by + rng.normal(0, 1, (episodes, 1, 2)) + rng.normal(0, 1, (episodes, LENGTH, 2))
+
+
+def moved_from_training(rng: np.random.Generator, canary: np.ndarray) -> bool:
+    taken = leaning(rng, EPISODES, 0.0)
+    sums, squares, lengths = taken.sum(axis=1), (taken**2).sum(axis=1), np.full(EPISODES, LENGTH)
+    found = evaluated_actions(SpaceSpec(kind="Box", shape=(2,)), True, lengths, sums, squares)
+    assert found is not None
+    reference = reference_of(found)
+    guard = ShiftGuard("drift", 0.1, LENGTH, slack=reference.slack(ALPHA / 2), of_training=True)
+    state = Shift()
+    for second in range(40):
+        acted = canary[5 * second : 5 * (second + 1)].reshape(-1, 2)
+        arm = zip(acted.mean(axis=0), len(acted) * acted.var(axis=0), strict=True)
+        state = state.add([Moments(len(acted), float(mean), float(m2)) for mean, m2 in arm], reference.arm)
+        if guard.judge(state, ALPHA / 2, BETA).verdict is Verdict.FAIL:
+            return True
+    return False
+
+
+def test_continuous_actions_as_in_an_evaluation_of_few_episodes_stay_within_alpha():
+    rng = np.random.default_rng(14)
+    # At the very bound: a tenth of the deviation, which is the root of two.
+    found = [moved_from_training(rng, leaning(rng, 200, 0.1 * 2**0.5)) for _ in range(RUNS // 2)]
+    assert sum(found) < MOST_FALSE / 2
+
+
+@pytest.mark.parametrize("stuck", [False, True], ids=["another mean", "always the same"])
+def test_continuous_actions_otherwise_than_in_an_evaluation_are_seen(stuck: bool):
+    rng = np.random.default_rng(15)
+    for _ in range(20):
+        # At the edge of its bounds a policy has no variance, and is no less wrong.
+        canary = np.full((200, LENGTH, 2), 3.0) if stuck else leaning(rng, 200, 3.0)
+        assert moved_from_training(rng, canary)
+
+
+def test_what_never_moved_in_an_evaluation_may_be_rounded_otherwise():
+    reference = Reference(20, 20.0, True, mean=(0.7,), deviation=(0.0,), error=(0.0,))
+    state = Shift()
+    for _ in range(40):
+        state = state.add([Moments(1_000, 0.7004, 0.0)], reference.arm)
+    assert ShiftGuard("drift", 0.5, 20).judge(state, ALPHA, BETA).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(("mean", "verdict"), [(0.8, Verdict.PASS), (1.6, Verdict.FAIL)])
+def test_a_mean_may_move_by_a_part_of_the_deviation_that_it_had_in_training(mean: float, verdict: Verdict):
+    reference = Reference(20, 20.0, True, mean=(0.0,), deviation=(2.0,), error=(0.0,))
+    state = Shift()
+    for _ in range(40):
+        state = state.add([Moments(1_000, mean, 4_000.0)], reference.arm)
+    assert ShiftGuard("drift", 0.5, 20).judge(state, ALPHA, BETA).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("quantile", "freedom", "value"),
+    [(0.975, 3, 3.182), (0.995, 4, 4.604), (0.999, 19, 3.579), (0.9995, 19, 3.883), (0.9999, 99, 3.863)],
+)
+def test_quantiles_of_students_t_are_never_too_small(quantile: float, freedom: int, value: float):
+    assert 0.999 * value < student(quantile, freedom) < 1.1 * value
 
 
 def moved(rng: np.random.Generator, by: float, allowed: float, seconds: int) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fragments import evaluation, header, rollout, rollouts
+from fragments import evaluation, evaluation_with_actions, header, rollout, rollouts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +45,7 @@ def test_round_trip_of_any_rollout(fragment: Fragment):
 
 def test_round_trip_of_an_evaluation():
     assert same(decode(encode(evaluation())), evaluation())
+    assert same(decode(encode(evaluation_with_actions())), evaluation_with_actions())
 
 
 def test_columns_that_are_strided_views_keep_their_values():
@@ -139,6 +140,17 @@ def test_an_end_in_a_step_that_is_not_valid_is_refused():
     valid[1, 1] = False
     with pytest.raises(CorruptFragment, match="not valid"):
         encode(Fragment(fragment.header, {**fragment.columns, "valid": valid}))
+
+
+@pytest.mark.parametrize("name", ["action_sum", "action_squares"])
+def test_actions_of_an_evaluation_are_those_of_its_episodes(name: str):
+    whole = evaluation_with_actions()
+    for wrong in (np.zeros((3, 2)), np.zeros(2), np.zeros((2, 2), np.float32)):
+        with pytest.raises(CorruptFragment, match=name):
+            encode(Fragment(whole.header, {**whole.columns, name: wrong}))
+    del whole.columns[name]
+    with pytest.raises(CorruptFragment, match=name):
+        encode(whole)
 
 
 def test_an_evaluation_never_counts_steps():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from policyserver import RECURRENT, SPEC, Broken, Kept, Pair, Running, answers, policy, post, serving
 
-from ratchet.api.v1alpha1.serverstats import ServerStats
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions, ServerStats
 from ratchet.policies import PolicySpec, SpaceSpec
 
 OBSERVATION = [0.1, -0.2, 0.3, 0.4]
@@ -375,6 +375,25 @@ def test_stats_are_of_their_schema_and_count_every_request():
     assert sum(arm.actions.counts or []) == 6
     assert stats.refusals == {"wrong-shape": 1}
     assert (stats.ready, stats.current) == (True, "a" * 64)
+
+
+def test_stats_tell_how_actions_were_asked_for_and_what_the_policy_did_in_its_evaluation():
+    did = EvaluatedActions(
+        episodes=20, decisions=90, deterministic=True, counts=(40, 50, 0), error=(0.1, 0.1, 0.0)
+    )
+    known = policy()
+    known.evaluated = did
+    with serving(Pair(known)) as running:
+        running.act(observations=[OBSERVATION] * 2)
+        running.act(observation=OBSERVATION, deterministic=True)
+        stats = ServerStats.model_validate(running.stats())
+    assert (stats.arms[0].actions.number, stats.arms[0].actions.deterministic) == (3, 1)
+    assert stats.evaluated == did
+    with serving(Pair(policy()), deterministic=True) as running:
+        running.act(observation=OBSERVATION)
+        stats = ServerStats.model_validate(running.stats())
+    assert stats.arms[0].actions.deterministic == 1
+    assert stats.evaluated is None
 
 
 def test_without_a_policy_the_server_says_so():

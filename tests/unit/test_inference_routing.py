@@ -465,3 +465,13 @@ def test_an_older_route_is_refused():
         assert running.request("PUT", "/v1/route", {**new, "generation": 5})[0] == 401
         assert running.request("GET", "/v1/route")[1]["generation"] == 4
         assert running.stats()["route"]["weight"] == 0.5
+
+
+def test_a_canary_is_counted_as_asked_for_the_most_likely_action_where_it_was_or_by_default() -> None:
+    for settings, asked, wanted in (({}, True, 3), ({}, None, 0), ({"deterministic": True}, None, 3)):
+        with two_servers(**settings) as (stable, canary):
+            send_to(stable, canary.port, 1.0)
+            choice = {} if asked is None else {"deterministic": asked}
+            stable.act(observations=[OBSERVATION] * 3, **choice)
+            (seen,) = tallies(stable, "canary")
+        assert (seen["actions"]["number"], seen["actions"]["deterministic"]) == (3, wanted)

@@ -12,8 +12,10 @@ from redisserver import RedisServer
 from s3server import HeldStore
 from safetensors.numpy import load as load_numpy
 
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions
 from ratchet.checkpoints import StorageUnavailable
 from ratchet.experience import Patience, RedisUnreachable
+from ratchet.policies.artifact import describe
 from ratchet.weights import decode
 
 __all__ = ["start", "store"]
@@ -129,6 +131,39 @@ def test_training_goes_on_while_storage_does_not_answer_and_the_best_is_stored_a
     assert {name: policy[name].tobytes() for name in judged} == {
         name: value.tobytes() for name, value in judged.items()
     }
+
+
+def test_a_policy_is_stored_with_what_it_did_in_its_own_evaluation_and_with_no_other_ones(
+    start: Callable[..., Trainer], store: HeldStore
+):
+    def stored() -> tuple[int, EvaluatedActions | None]:
+        loaded = store.newest()
+        assert loaded is not None
+        return loaded.stored.manifest.version, describe(loaded.blobs["policy.json"]).evaluated
+
+    trainer = start(evaluation={"everySteps": 2 * STEPS, "episodes": 1})
+    for _ in range(3):
+        trainer.answer(trainer.take())  # two rollouts, then an evaluation
+    trainer.until(lambda status: status.checkpoints.best)
+    version, evaluated = stored()
+    assert version == 2
+    assert evaluated is not None
+    assert (evaluated.episodes, evaluated.deterministic, evaluated.counts) == (2, True, (3, 2))
+
+    # A trainer that goes on from there stores the same policy again, and says the same of it.
+    trainer.end()
+    loaded = store.newest()
+    assert loaded is not None
+    again = start(resumed=Resumed.read(loaded), stop={"maxSteps": 2 * STEPS})
+    again.until(lambda status: status.finished_reason)
+    assert stored() == (2, evaluated)
+    assert store.newest().stored.manifest.final  # type: ignore[union-attr]
+
+    more = start(resumed=Resumed.read(loaded))
+    more.answer(more.take(), incarnation="another")
+    more.until(lambda status: status.progress.updates == 3)
+    more.end()
+    assert stored() == (3, None)
 
 
 def test_asked_to_end_it_stores_the_best_that_waits_and_then_what_came_after(

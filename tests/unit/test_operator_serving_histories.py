@@ -5,7 +5,7 @@ statuses, spoilt ledgers, servers that can't be asked, and operators that die af
 is taken away which serves or is still sent to. Here: every history comes to an end, and then nobody writes.
 """
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ratchet_operator.kinds import CONFIG_MAP, DEPLOYMENT, POD, SERVICE, name_of, spec_of, status_of
 from servingworld import NAME, POLICIES, REPLICAS, ServingWorld, digest_of, source
@@ -125,6 +125,7 @@ HISTORIES = st.lists(st.tuples(st.sampled_from(HAPPENINGS), st.integers(0, 30)),
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(HISTORIES)
+@example([(be_still, 1), (lose_ledger, 0)])
 def test_every_history_comes_to_an_end_and_then_nobody_writes(history):
     world = ServingWorld()
     for happening, choice in history:

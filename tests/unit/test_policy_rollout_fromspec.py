@@ -45,6 +45,16 @@ def test_the_shares_of_all_tests_sum_to_the_false_rollback_rate():
     assert court.alphas["latency"] == court.alphas["episodeReturnBaseline"] == pytest.approx(0.1 / 5 / 2)
 
 
+def test_drift_from_training_shares_what_drift_has_and_is_off_unless_it_is_asked_for():
+    def alphas(**drift: float) -> dict[str, float]:
+        return court_of(spec(guards={"actionDrift": {"enabled": True, **drift}})).alphas
+
+    alone, both = alphas(), alphas(maxDistanceFromTraining=0.4)
+    assert "actionDriftTraining" not in alone
+    assert both["actionDrift"] == both["actionDriftTraining"] == pytest.approx(alone["actionDrift"] / 2)
+    assert sum(both.values()) == pytest.approx(0.05)
+
+
 def test_guards_that_are_off_judge_nothing_and_take_no_share():
     off = {name: {"enabled": False} for name in ("fallbackRate", "latency", "nan", "restarts")}
     court = court_of(spec(guards=off))

@@ -285,6 +285,118 @@ def test_drift_without_a_count_of_episodes_is_not_judged():
     assert judged.of("actionDrift").verdict is Verdict.NOT_ENOUGH_EVIDENCE
 
 
+TRAINED = {"enabled": True, "maxDistanceFromTraining": 0.2}
+EVALUATED = {
+    "episodes": 40, "decisions": 4_000, "deterministic": True, "counts": [2_000, 1_200, 800],
+    "error": [0.005, 0.005, 0.005],
+}  # fmt: skip
+
+
+def judged_from_training(
+    actions: Sequence[float], evaluated: dict[str, Any] | None, seconds: int = 120, greedy: float = 1.0
+) -> Judged:
+    """A canary that takes its three actions so often, 100 a second, some of them as the most likely ones."""
+    rng = np.random.default_rng(5)
+    judged, counts, chosen = Judged(answer("a", 900), actionDrift=TRAINED), np.zeros(3, int), 0
+    for second in range(1, seconds):
+        counts += rng.multinomial(100, actions)
+        chosen += int(rng.binomial(100, greedy))
+        number = int(counts.sum())
+        acts = {"number": number, "deterministic": chosen, "counts": counts.tolist()}
+        # Stable does what the canary does: what fails is the other half of the guard.
+        own_acts, their_acts = own(number, actions=acts), theirs(number, actions=acts)
+        canary = answer("canary", 1 + second, arm=NEW, evaluated=evaluated)
+        judged.look(canary, answer("a", 900 + second, own_acts, their_acts))
+    return judged
+
+
+def test_a_canary_that_acts_as_it_was_trained_passes():
+    found = judged_from_training([0.5, 0.3, 0.2], EVALUATED).of("actionDriftTraining")
+    assert (found.verdict, found.canary_n, found.stable_n) == (Verdict.PASS, 11_900, 0)
+    assert "to match training" in found.sentence
+
+
+def test_a_canary_that_acts_otherwise_than_it_was_trained_fails_though_stable_does_the_same():
+    judged = judged_from_training([0.02, 0.03, 0.95], EVALUATED)
+    found = judged.of("actionDriftTraining")
+    assert found.verdict is Verdict.FAIL
+    assert found.canary == pytest.approx(0.75, abs=0.02)
+    assert found.needed == pytest.approx(2 / judged.court.alphas["actionDriftTraining"])
+    assert judged.of("actionDrift").verdict is Verdict.PASS
+
+
+def test_clients_that_name_no_episodes_play_such_as_were_evaluated():
+    """A hundred decisions depend on each other: of 11,900 no more than 119 count."""
+    found = judged_from_training([0.25, 0.25, 0.5], EVALUATED).of("actionDriftTraining")
+    assert found.verdict is not Verdict.FAIL
+    short = {**EVALUATED, "episodes": 4_000}
+    assert judged_from_training([0.2, 0.2, 0.6], short).of("actionDriftTraining").verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "greedy", "why"),
+    [
+        (None, 1.0, "without figures of an evaluation"),
+        ({**EVALUATED, "episodes": 19}, 1.0, "19 of the 20 episodes"),
+        (EVALUATED, 0.0, "not the most likely ones"),
+        (EVALUATED, 0.5, "not the most likely ones"),
+        ({**EVALUATED, "deterministic": False}, 1.0, "not sampled"),
+    ],
+)
+def test_without_an_evaluation_that_can_be_compared_nobody_waits(
+    evaluated: dict[str, Any] | None, greedy: float, why: str
+):
+    found = judged_from_training([0.02, 0.03, 0.95], evaluated, 20, greedy).of("actionDriftTraining")
+    assert (found.verdict, found.moot) == (Verdict.NOT_ENOUGH_EVIDENCE, True)
+    assert why in found.sentence
+
+
+def test_an_evaluation_that_is_not_known_yet_is_waited_for():
+    court = court_of(spec_with(guards={"actionDrift": TRAINED}))
+    _, decisions = judge(court, Evidence(), "t", NEW, OLD, [answer("a", 900)], 0, START)
+    found = next(one for one in decisions if one.guard == "actionDriftTraining")
+    assert (found.verdict, found.moot) == (Verdict.NOT_ENOUGH_EVIDENCE, False)
+
+
+def test_a_server_that_does_not_say_how_actions_were_chosen_is_not_compared():
+    canary = answer("canary", 1.0, arm=NEW, evaluated=EVALUATED)
+    judged = Judged(actionDrift=TRAINED).look(canary, answer("a", 900))
+    judged.look(canary, answer("a", 901, own(9), theirs(9, actions={"number": 9, "counts": [9, 0, 0]})))
+    assert judged.of("actionDriftTraining").moot
+
+
+@pytest.mark.parametrize(("mean", "verdict"), [(0.3, Verdict.PASS), (3.0, Verdict.FAIL)])
+def test_continuous_actions_are_compared_with_those_of_training(mean: float, verdict: Verdict):
+    rng = np.random.default_rng(6)
+    evaluated = {
+        "episodes": 40, "decisions": 400, "deterministic": True, "mean": [0.0, 0.3], "deviation": [1.0, 1.0],
+        "error": [0.01, 0.01],
+    }  # fmt: skip
+    judged, seen = Judged(answer("a", 900), actionDrift=TRAINED), np.zeros((0, 2))
+    for second in range(1, 60):
+        seen = np.concatenate([seen, rng.normal([0.0, mean], 1, (20, 2))])
+        moments = {"mean": seen.mean(axis=0).tolist(), "m2": (len(seen) * seen.var(axis=0)).tolist()}
+        acts = {"number": len(seen), "deterministic": len(seen), **moments}
+        canary = answer("canary", 1 + second, arm=NEW, evaluated=evaluated)
+        judged.look(canary, answer("a", 900 + second, theirs(len(seen), actions=acts)))
+    found = judged.of("actionDriftTraining")
+    assert (found.verdict, found.canary_n, found.stable_n) == (verdict, 59 * 20, 0)
+
+
+def test_actions_are_compared_in_the_bins_that_they_are_counted_in():
+    many = {**EVALUATED, "counts": [10] * 100, "error": [0.001] * 100}
+    canary = answer("canary", 1.0, arm=NEW, evaluated=many)
+    judged = Judged(actionDrift=TRAINED).look(canary, answer("a", 900))
+    acts = {"number": 100, "deterministic": 100, "counts": [1] * 100}
+    judged.look(canary, answer("a", 901, theirs(100, actions=acts)))
+    reference = judged.evidence.reference
+    assert reference is not None
+    assert len(reference.shares) == len(reference.error) == len(judged.evidence.trained.canary) == 25
+    assert sum(reference.error) == pytest.approx(0.1)
+    assert judged.evidence.trained.distance == pytest.approx(0)
+    assert Evidence.model_validate_json(judged.evidence.to_annotation()) == judged.evidence
+
+
 def episodes(arm: str, policy: str, start: float, age: float, n: int, began: int = 40) -> dict[str, Any]:
     cohort = {"start": start, "age": age, "started": began, "n": n, "mean": 9.0, "m2": 4.0}
     return {"arm": arm, "digest": f"policy of {policy}", "started": began, "cohorts": [cohort]}
@@ -346,12 +458,25 @@ def test_evidence_comes_back_from_the_ledger_as_it_was():
     assert again.returns.contrast.canary.all.n > 0
 
 
-def actions_of(outputs: int, rng: np.random.Generator) -> dict[str, Any]:
-    return {"number": 10**7, "counts": rng.integers(10**6, 10**7, outputs).tolist()}
+def actions_of(outputs: int, rng: np.random.Generator, times: int) -> dict[str, Any]:
+    number = times * 10**7
+    return {
+        "number": number,
+        "deterministic": number,
+        "counts": (times * rng.integers(10**6, 10**7, outputs)).tolist(),
+    }
 
 
-def components_of(width: int, rng: np.random.Generator) -> dict[str, Any]:
-    return {"number": 10**7, "mean": rng.random(width).tolist(), "m2": (1e6 * rng.random(width)).tolist()}
+def components_of(width: int, rng: np.random.Generator, times: int) -> dict[str, Any]:
+    number, mean, m2 = times * 10**7, rng.random(width).tolist(), (times * 1e6 * rng.random(width)).tolist()
+    return {"number": number, "deterministic": number, "mean": mean, "m2": m2}
+
+
+def evaluated_as(actions: dict[str, Any]) -> dict[str, Any]:
+    names = {"counts": "counts"} if "counts" in actions else {"mean": "mean", "deviation": "m2"}
+    values = {name: actions[of] for name, of in names.items()}
+    error = [0.0123456] * max(map(len, values.values()))
+    return {"episodes": 20, "decisions": 10**7, "deterministic": True, "error": error, **values}
 
 
 @pytest.mark.parametrize("actions", [actions_of, components_of])
@@ -359,23 +484,30 @@ def test_evidence_of_many_pods_fits_into_an_annotation(actions: Any):
     rng = np.random.default_rng(0)
 
     def pods(uptime: float, times: int) -> Sequence[PodAnswer]:
-        counts = {"latency": {"counts": (times * rng.integers(10**5, 10**6, BUCKETS)).tolist()}}
+        # What goes backwards counts nothing, and would take no room.
+        slow = np.random.default_rng(1).integers(10**5, 10**6, BUCKETS)
+        counts = {"latency": {"counts": (times * slow).tolist()}}
         return [
             answer(
                 f"{arm}-2c1f0f4e-8d6f-4f7e-9d0a-{number:012}",
                 uptime + rng.random(),
-                own(times * 10**6, 999, actions=actions(300, rng), **counts),
-                theirs(times * 10**6, 999, actions=actions(300, rng), **counts),
+                own(times * 10**6, 999, actions=actions(300, np.random.default_rng(number), times), **counts),
+                theirs(
+                    times * 10**6, 999, actions=actions(300, np.random.default_rng(number), times), **counts
+                ),
                 arm=arm,
+                evaluated=evaluated_as(actions(300, np.random.default_rng(number), 1)),
                 incarnation=f"{number:012x}",
             )
             for number in range(2 * PODS_KEPT)
             for arm in (OLD, NEW)
         ]
 
-    judged = Judged(**EVERYTHING)
+    judged = Judged(**{**EVERYTHING, "actionDrift": TRAINED})
     for look in range(1, 4):
         judged.look(*pods(900 + 2 * look, look))
+    assert judged.evidence.as_trained > 10**8
+    assert (judged.evidence.drift.canary or judged.evidence.shift.components) != ()
     assert len(judged.evidence.pods) == 2 * PODS_KEPT
     assert len(judged.evidence.to_annotation().encode()) < 64 * 1024
 

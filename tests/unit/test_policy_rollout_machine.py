@@ -18,7 +18,7 @@ from ratchet_operator.rollout.values import (
     Wanted,
 )
 
-from ratchet.evidence import Decision, Verdict
+from ratchet.evidence import Decision, Verdict, moot
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 EARLIER = "2026-01-01T11:59:00Z"
@@ -54,6 +54,13 @@ def test_a_stage_is_passed_when_its_time_is_over_its_split_is_followed_and_every
     assert wanted.state.trial is not None
     assert (wanted.state.trial.stage, wanted.reason) == (1, "StagePassed")
     assert wanted.split == TENTH
+
+
+def test_a_guard_that_has_nothing_to_compare_with_stands_in_nobodys_way():
+    for late in (timedelta(0), timedelta(days=1)):
+        seen_now = seen(TENTH, decisions=(verdict(Verdict.PASS), moot("drift", "there was no evaluation")))
+        rules = replace(RULES, policies={"drift": GuardPolicy(on_not_enough="RollBack")})
+        assert taken(on_trial(), seen_now, rules, NOW + late).reason == "StagePassed"
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,15 @@ from ratchet_operator.rollout.observed import Watch, observe
 from ratchet_operator.rollout.values import Split
 from simulatedrollout import spec_with
 
-from ratchet.api.v1alpha1.serverstats import Route, ServerStats
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions, Route, ServerStats
 from ratchet.evidence import Decision, Verdict
 
 OLD, NEW = "old", "new"
 OBSERVATION = [0.1, -0.2, 0.3, 0.4]
-GUARDS = {"actionDrift": {"enabled": True}, "episodeReturn": {"enabled": True}}
+GUARDS = {
+    "actionDrift": {"enabled": True, "maxDistanceFromTraining": 0.2},
+    "episodeReturn": {"enabled": True},
+}
 REQUESTS = 200
 
 
@@ -74,6 +77,20 @@ def test_each_answer_of_a_canary_is_counted_once():
     assert sum(evidence.drift.canary) == rates.canary.n
     assert evidence.length == 1.0
     assert found["nan"].verdict is Verdict.PASS
+
+
+def test_a_canary_is_compared_with_its_own_evaluation_as_its_server_tells_it():
+    new = policy("c", seed=1)
+    new.evaluated = EvaluatedActions(
+        episodes=20, decisions=200, deterministic=False, counts=(80, 60, 60), error=(0.01, 0.01, 0.01)
+    )
+    evidence, found = judged(new)
+    assert evidence.reference is not None
+    assert evidence.reference.shares == (0.4, 0.3, 0.3)
+    assert evidence.as_trained == sum(evidence.trained.canary) == evidence.rates["errorRate"].canary.n
+    assert not found["actionDriftTraining"].moot
+    new.evaluated = new.evaluated.model_copy(update={"deterministic": True})
+    assert judged(new)[1]["actionDriftTraining"].moot
 
 
 def test_a_canary_that_answers_nan_is_condemned_and_was_answered_for():

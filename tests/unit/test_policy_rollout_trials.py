@@ -143,6 +143,12 @@ def test_rewards_for_a_fifth_of_the_episodes_are_enough(canary: float, is_condem
     assert (failed is not None and failed.guard == "episodeReturn") == is_condemned
 
 
+def test_a_policy_that_was_never_evaluated_is_promoted_though_drift_from_training_is_asked_for():
+    drift = {"actionDrift": {"enabled": True, "maxDistanceFromTraining": 0.2}}
+    done = Simulation(spec_with(guards=drift, strategy=QUICK), World(per_second=400.0), Behaviour(), seed=3)
+    assert done.run(300).outcome == "Promoted"
+
+
 def test_rewards_that_are_missing_for_one_arm_are_not_compared():
     world = World(per_second=400.0, episode=5)
     new = Behaviour(reported=0.2, returns=(100.0, 100.0))

@@ -182,6 +182,34 @@ def test_each_environment_plays_its_number_of_episodes(kind: str, episodes: int)
     assert result["episode_length"].dtype == np.int32
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_actions_of_an_evaluation_are_those_of_its_episodes_and_of_no_reset(kind: str):
+    environments = KINDS[kind]()
+    result = evaluate(environments, policy(environments), 7, 3, False, actions=True)
+    taken = result["action_sum"]
+    assert taken.shape == (7, 2)
+    # Not one action only, which would be right by chance.
+    assert taken.sum() > taken[:, 0].sum() > 0
+    assert taken.sum(axis=1).tolist() == result["episode_length"].tolist()
+    np.testing.assert_array_equal(result["action_squares"], taken)
+    assert set(evaluate(environments, policy(environments), 7, 3, False)) == set(result) - {
+        "action_sum",
+        "action_squares",
+    }
+
+
+def test_continuous_actions_of_an_evaluation_are_those_that_the_environment_took():
+    made = [Counter(action_space=spaces.Box(-0.5, 0.5, (2,), np.float32)) for _ in range(2)]
+    environments = Environments(SyncVectorEnv([lambda one=one: one for one in made], copy=True))
+    result = evaluate(environments, policy(environments), 6, 3, False, actions=True)
+    lengths, sums, squares = (result[name] for name in ("episode_length", "action_sum", "action_squares"))
+    # Of a reset the environment hears nothing, and what it takes beyond its share is of no episode.
+    happened = [np.array(one.taken[: int(lengths.sum()) // 2]) for one in made]
+    assert np.abs(np.concatenate(happened)).max() == 0.5
+    np.testing.assert_allclose(sums.sum(axis=0), sum(one.sum(axis=0) for one in happened), rtol=1e-5)
+    np.testing.assert_allclose(squares.sum(axis=0), sum((one**2).sum(axis=0) for one in happened), rtol=1e-5)
+
+
 def test_short_episodes_are_not_favoured():
     environments = Environments(
         SyncVectorEnv([ShortOrLong] * 100, copy=False, autoreset_mode=AutoresetMode.DISABLED)

@@ -135,14 +135,18 @@ def test_an_evaluation_plays_the_episodes_that_the_ticket_asks_for(job: Job):
     job.issue(1, kind="evaluate", episodes=5, seed=3, deterministic=True)
     job.issue(2, kind="evaluate", episodes=5, seed=3, deterministic=True)
     job.issue(3, kind="evaluate")
+    job.issue(4, kind="evaluate", actions=True)
     job.thread.start()
-    by_ticket = {fragment.header.ticket: fragment for fragment in job.fragments(3)}
+    by_ticket = {fragment.header.ticket: fragment for fragment in job.fragments(4)}
     assert {fragment.header.kind for fragment in by_ticket.values()} == {"evaluation"}
     assert {fragment.header.n for fragment in by_ticket.values()} == {0}
     one, same = by_ticket[1].columns, by_ticket[2].columns
     assert len(one["episode_return"]) == 5
     np.testing.assert_array_equal(one["episode_return"], same["episode_return"])
     assert len(by_ticket[3].columns["episode_return"]) == 3
+    # A trainer that does not know of them would refuse the fragment.
+    assert "action_sum" not in by_ticket[3].columns
+    assert by_ticket[4].columns["action_sum"].sum() == by_ticket[4].columns["episode_length"].sum()
 
 
 def test_an_evaluation_does_not_disturb_the_training_episodes(redis: Redis, redis_server: RedisServer):

@@ -1,11 +1,12 @@
 """The parts that decide: tickets, intake, evaluation, stop rules, rates. No clock, no network."""
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pytest
-from fragments import evaluation, rollout
+from fragments import SPACES, evaluation, rollout
 from hypothesis import given
 from hypothesis import strategies as st
 from ratchet_trainer.credit import SHORTEST_DEADLINE, Credit
@@ -285,6 +286,34 @@ def test_shards_come_together_over_all_episodes():
     assert result.std_return == round(float(np.std([1.0, 3.0, 8.0])), 3)
     assert result.mean_length == 7.0
     assert result.time == "2026-01-01T00:00:00Z"
+
+
+def with_actions(ticket: int, taken: list[list[int]]) -> Fragment:
+    played = answer(ticket, returns=(1.0,) * len(taken))
+    sums = np.array(taken, np.float64)
+    lengths = sums.sum(axis=1).astype(np.int32)
+    columns = {"episode_length": lengths, "action_sum": sums, "action_squares": sums}
+    return Fragment(played.header, {**played.columns, **columns})
+
+
+def test_actions_of_all_shards_come_together_with_their_differences_between_episodes():
+    evaluated = pending(1, 2)
+    evaluated.take(with_actions(2, [[9, 1], [5, 15]]))
+    evaluated.take(with_actions(1, [[6, 4]]))
+    acted = evaluated.acted(SPACES.action, deterministic=True)
+    assert acted is not None
+    assert (acted.episodes, acted.decisions, acted.deterministic) == (3, 40, True)
+    assert acted.counts == (20, 20)
+    # Residuals of a share of one half: 9 - 5, 5 - 10, 6 - 5.
+    assert acted.error == pytest.approx([math.sqrt((16 + 25 + 1) * 3 / 2) / 40] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("other", [answer(1), with_actions(1, [[1, 2, 3]])], ids=["older worker", "wider"])
+def test_actions_of_an_evaluation_are_all_or_none(other: Fragment):
+    evaluated = pending(1, 2)
+    evaluated.take(with_actions(2, [[9, 1], [5, 15]]))
+    evaluated.take(other)
+    assert evaluated.acted(SPACES.action, deterministic=True) is None
 
 
 def test_a_shard_of_another_policy_or_evaluation_is_not_taken():

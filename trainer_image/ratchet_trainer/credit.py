@@ -65,7 +65,7 @@ class Credit:
             self._issue(
                 Ticket(
                     kind="evaluate", id=0, epoch=epoch, version=version, episodes=share + (i < rest),
-                    seed=seed + i, deterministic=deterministic,
+                    seed=seed + i, deterministic=deterministic, actions=True,
                 ),
                 now,
             )

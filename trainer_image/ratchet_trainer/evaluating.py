@@ -4,9 +4,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions
 from ratchet.api.v1alpha1.trainingjob import EvaluationResult, Evaluations
 from ratchet.experience import Fragment, Ticket
+from ratchet.policies.evaluated import evaluated_actions
+from ratchet.policies.spec import SpaceSpec
+
+Column = NDArray[np.float64]
 
 
 @dataclass
@@ -15,6 +21,7 @@ class PendingEvaluation:
 
     Attributes:
         tickets: ids that ask for each shard that has not come: its first ticket and every replacement.
+        actions: the columns of actions of each shard; None from a worker that does not send them.
 
     """
 
@@ -23,6 +30,7 @@ class PendingEvaluation:
     tickets: list[set[int]]
     returns: list[float] = field(default_factory=list[float])
     lengths: list[int] = field(default_factory=list[int])
+    actions: list[tuple[Column, Column] | None] = field(default_factory=list[tuple[Column, Column] | None])
 
     def replace(self, old: Ticket, new: Ticket) -> None:
         """A shard is asked for again under another id; the first to answer is taken."""
@@ -42,6 +50,9 @@ class PendingEvaluation:
         self.tickets.remove(found)
         self.returns += fragment.columns["episode_return"].tolist()
         self.lengths += fragment.columns["episode_length"].tolist()
+        columns = fragment.columns
+        sent = "action_sum" in columns
+        self.actions.append((columns["action_sum"], columns["action_squares"]) if sent else None)
         return found
 
     @property
@@ -61,6 +72,21 @@ class PendingEvaluation:
             mean_length=round(float(np.mean(self.lengths)), 3),
             time=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
+
+    def acted(self, space: SpaceSpec, deterministic: bool) -> EvaluatedActions | None:
+        """What the policy did; None where not every shard says so.
+
+        Args:
+            space: of the actions.
+            deterministic: whether the tickets asked for the most likely ones.
+
+        """
+        sent = [columns for columns in self.actions if columns is not None]
+        widths = {part.shape[1] for columns in sent for part in columns}
+        if len(sent) < len(self.actions) or widths != {space.outputs}:
+            return None
+        sums, squares = (np.concatenate([one[i] for one in sent]) for i in (0, 1))
+        return evaluated_actions(space, deterministic, np.asarray(self.lengths), sums, squares)
 
 
 def with_result(before: Evaluations, result: EvaluationResult) -> Evaluations:

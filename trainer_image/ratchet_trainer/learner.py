@@ -15,6 +15,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from ratchet.api.v1alpha1 import TrainerStatus, seconds
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions
 from ratchet.api.v1alpha1.trainingjob import Evaluations, Progress
 from ratchet.experience import CorruptFragment, DataPlaneLost, Fragment, LearnerChannel, RedisUnreachable
 from ratchet.policies.artifact import golden_observations
@@ -84,6 +85,7 @@ class Learner:
         self._curve = Curve()
         self._evaluations = Evaluations()
         self._evaluation: PendingEvaluation | None = None
+        self._acted: EvaluatedActions | None = None
         self._next_evaluation = self._config.evaluation.every_steps
         self._version = 0
         self._updates = 0
@@ -288,6 +290,7 @@ class Learner:
         self._next_evaluation = (result.steps // every + 1) * every
         best = self._evaluations.best
         self._evaluations = with_result(self._evaluations, result)
+        self._acted = evaluation.acted(self._environment.action, self._config.evaluation.deterministic)
         fields = {
             "steps": result.steps,
             "meanReturn": round(result.mean_return, 3),
@@ -336,6 +339,7 @@ class Learner:
             observations=self._seen,
             progress=self._progress_json(),
             metrics=asdict(self._last_update) if self._last_update else {},
+            evaluated=self._acted if self._evaluated_version() == self._version else None,
         )
 
     def _progress_json(self) -> dict[str, Any]:
@@ -361,6 +365,7 @@ class Learner:
         self._version, self._updates = resumed.version, resumed.updates
         self._resumed_from, self._passed_over = resumed.name, resumed.passed_over
         self._seen = resumed.observations
+        self._acted = resumed.acted
 
     def _progress(self) -> Progress:
         intake = self._intake

@@ -10,9 +10,11 @@ from safetensors.torch import load as load_torch
 from torch import Tensor
 
 from ratchet.api.v1alpha1 import TrainerStatus
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions
 from ratchet.api.v1alpha1.trainingjob import Checkpoints, Evaluations, Progress
 from ratchet.checkpoints import CheckpointsUnreadable, Loaded
-from ratchet.policies.artifact import GOLDEN, golden_observations
+from ratchet.policies.artifact import DESCRIPTION, GOLDEN, describe, golden_observations
+from ratchet.policies.errors import ArtifactError
 from ratchet.policies.spec import EnvironmentSpec
 from ratchet_trainer.intake import Intake
 from ratchet_trainer.saving import with_stored
@@ -32,6 +34,7 @@ class Resumed:
     environment: EnvironmentSpec
     tensors: dict[str, Tensor]
     observations: NDArray[Any]
+    acted: EvaluatedActions | None
     counts: dict[str, Any]
     evaluations: Evaluations
     next_evaluation: int
@@ -70,6 +73,7 @@ class Resumed:
             environment=environment,
             tensors=load_torch(loaded.blobs["state"]),
             observations=golden_observations(loaded.blobs.get(GOLDEN), environment.observation),
+            acted=_acted(loaded),
             counts=values["counts"],
             evaluations=Evaluations.model_validate(values["evaluations"]),
             next_evaluation=values["nextEvaluation"],
@@ -130,3 +134,12 @@ class Resumed:
                 "checkpoints": self.checkpoints,
             }
         )
+
+
+def _acted(loaded: Loaded) -> EvaluatedActions | None:
+    """Of the policy in the checkpoint; training goes on without it."""
+    text = loaded.blobs.get(DESCRIPTION)
+    try:
+        return describe(text).evaluated if text is not None else None
+    except ArtifactError:
+        return None

@@ -18,6 +18,7 @@ from safetensors.torch import save as save_torch
 from torch import Tensor
 
 from ratchet.api.v1alpha1.base import seconds
+from ratchet.api.v1alpha1.serverstats import EvaluatedActions
 from ratchet.api.v1alpha1.training import Checkpoint
 from ratchet.api.v1alpha1.trainingjob import CheckpointInfo, Checkpoints
 from ratchet.checkpoints import Blob, CheckpointStore, Lineage, Manifest, StorageUnavailable, Stored
@@ -37,6 +38,7 @@ class Snapshot:
     Attributes:
         policy: what acts, and what estimates the value, by the names of `ratchet.policies`.
         observations: (K, *observation shape) from training, by which a copy of the policy is checked.
+        evaluated: what this very policy did in an evaluation; None where it was not evaluated.
 
     """
 
@@ -51,6 +53,7 @@ class Snapshot:
     observations: NDArray[Any]
     progress: dict[str, Any]
     metrics: dict[str, float]
+    evaluated: EvaluatedActions | None = None
 
 
 class Saver:
@@ -165,7 +168,11 @@ class Saver:
             )
 
         policy = make(
-            snapshot.policy_spec, snapshot.policy, snapshot.observations, self._policy_lineage(snapshot)
+            snapshot.policy_spec,
+            snapshot.policy,
+            snapshot.observations,
+            self._policy_lineage(snapshot),
+            evaluated=snapshot.evaluated,
         )
         return self._store.write(
             manifest,

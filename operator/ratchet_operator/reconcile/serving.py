@@ -32,7 +32,7 @@ from ratchet_operator.kinds import (
     status_of,
     sub,
 )
-from ratchet_operator.ledger import parse_stamp
+from ratchet_operator.ledger import parse_stamp, stamp
 from ratchet_operator.plan import CreateAdminSecret, Plan
 from ratchet_operator.reconcile.children import resource_version
 from ratchet_operator.reconcile.patching import soft_patch
@@ -77,7 +77,8 @@ def reconcile_serving(obj: Json, seen: ServingSeen, now: datetime) -> Plan:
     config_map = seen.config_map
     if config_map is not None and not is_owned_by(config_map, context.uid):
         config_map = None
-    book = read_book(config_map, live.values(), _selected(context, seen))
+    has_door = door_name(context.name) in seen.of(ENDPOINT_SLICE)
+    book = read_book(config_map, live.values(), _selected(context, seen), stamp(now) if has_door else None)
     if config_map is not None and book.generation and seen.heard.generation != book.generation:
         # Nobody has asked the servers since this was written, or this operator began: there is no reason yet
         # to wait, nor to go on.

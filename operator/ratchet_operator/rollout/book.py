@@ -14,7 +14,7 @@ from ratchet.api.v1alpha1.policydeployment import DecisionRecord
 from ratchet_operator.kinds import Json, annotations_of, name_of
 from ratchet_operator.ledger import LEDGER_ANNOTATION, REVISION_ANNOTATION
 from ratchet_operator.rollout.revision import Checkpoint, Revision
-from ratchet_operator.rollout.values import Rollout, Split
+from ratchet_operator.rollout.values import Nap, Rollout, Split
 
 log = logging.getLogger("ratchet.book")
 
@@ -66,13 +66,17 @@ class Book(ApiModel):
         return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
 
 
-def read_book(config_map: Json | None, live: Iterable[Json], selected: str | None) -> Book:
+def read_book(
+    config_map: Json | None, live: Iterable[Json], selected: str | None, waking: str | None = None
+) -> Book:
     """The book from where it is written; where that is gone or damaged, what the cluster itself says.
 
     Args:
         config_map: `<name>-rollout`.
         live: Deployments of the arms, each of which carries what it was made of.
         selected: the revision that the Service sends everybody to.
+        waking: now, where requests may be held for it. How far it sleeps or wakes is lost; who takes it for
+            awake would close the door on those who wait.
 
     """
     found = _revisions(live)
@@ -87,7 +91,7 @@ def read_book(config_map: Json | None, live: Iterable[Json], selected: str | Non
     stable = selected if selected in found else None
     weights = {stable: 100} if stable else {}
     return Book(
-        state=Rollout(stable=stable),
+        state=Rollout(stable=stable, nap=Nap(phase="Waking", since=waking) if stable and waking else None),
         accepted=found[stable].checkpoint if stable else None,
         revisions=found,
         routed=Routed(weights=weights),

@@ -8,17 +8,25 @@ those went. So nothing is counted at both ends.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from ratchet.api.v1alpha1.serverstats import COHORT_SECONDS, LATENCY_BOUNDS_SECONDS, ArmStats, ServerStats
-from ratchet.evidence import Cohort, Count, Episodes, Moments
+from ratchet.api.v1alpha1.serverstats import (
+    COHORT_SECONDS,
+    LATENCY_BOUNDS_SECONDS,
+    ArmStats,
+    EvaluatedActions,
+    ServerStats,
+)
+from ratchet.evidence import Cohort, Count, Episodes, Moments, Reference
+from ratchet.evidence.drift import shares
 from ratchet.evidence.latency import added, edge_of
 
+T = TypeVar("T", int, float)
 CANARY, STABLE, SHADOW = "canary", "stable", "shadow"
 # The canary did not answer, which says less of its policy than a wrong answer does.
 SILENT = frozenset({"canary-timeout", "canary-unreachable"})
 # Larger action spaces are folded, wider ones cut: an annotation has room for so much of each pod.
-LARGEST_ACTIONS, WIDEST_ACTIONS = 32, 8
+LARGEST_ACTIONS, WIDEST_ACTIONS, DIGITS = 32, 8, 12
 # Episodes that began within this time are reported together: `Returns` of the policy server.
 
 
@@ -46,12 +54,22 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """What was done: counts of discrete actions, or moments of continuous ones by component."""
+    """What was done: counts of discrete actions, or moments of continuous ones by component.
+
+    Attributes:
+        deterministic: how many were asked for as the most likely ones; None of a server that does not say.
+
+    """
 
     number: int = 0
+    deterministic: int | None = None
     counts: tuple[int, ...] = ()
     mean: tuple[float, ...] = ()
     m2: tuple[float, ...] = ()
+
+    def chosen(self, *, deterministic: bool) -> bool:
+        """Whether all of them were chosen this way."""
+        return self.deterministic == (self.number if deterministic else 0)
 
     @property
     def moments(self) -> tuple[Moments, ...]:
@@ -166,9 +184,28 @@ def counters_of(
         elif tally.digest == stable:
             latency = _latency(tally, bounds)
             found = replace(
-                found, stable=_answered_here(tally), stable_latency=latency, stable_actions=actions
+                found,
+                stable=_answered_here(tally),
+                stable_latency=latency,
+                # Only the canary's are compared with training; each number takes room, for each pod.
+                stable_actions=replace(actions, deterministic=None),
             )
     return found
+
+
+def reference_of(evaluated: EvaluatedActions) -> Reference:
+    """What a policy did in its evaluation, in the bins that its actions are counted in."""
+    counts, error = _folded(evaluated.counts), evaluated.error
+    return Reference(
+        evaluated.episodes,
+        evaluated.decisions / evaluated.episodes,
+        evaluated.deterministic,
+        shares(counts),
+        evaluated.mean[:WIDEST_ACTIONS],
+        evaluated.deviation[:WIDEST_ACTIONS],
+        # Shares of one bin are added, so the sum of their errors bounds the bin's.
+        tuple(_folded(error)) if counts else error[:WIDEST_ACTIONS],
+    )
 
 
 def cohorts_of(
@@ -273,16 +310,24 @@ def _latency(tally: ArmStats, bounds: Sequence[float]) -> tuple[int, ...]:
 
 def _actions(tally: ArmStats) -> Actions:
     found = tally.actions
-    counts = found.counts or []
-    if len(counts) > LARGEST_ACTIONS:
-        each = -(-len(counts) // LARGEST_ACTIONS)
-        counts = [sum(counts[first : first + each]) for first in range(0, len(counts), each)]
     return Actions(
         number=found.number,
-        counts=tuple(counts),
-        mean=tuple((found.mean or [])[:WIDEST_ACTIONS]),
-        m2=tuple((found.m2 or [])[:WIDEST_ACTIONS]),
+        deterministic=found.deterministic,
+        counts=tuple(_folded(found.counts or ())),
+        mean=_short(found.mean),
+        m2=_short(found.m2),
     )
+
+
+def _short(values: Sequence[float] | None) -> tuple[float, ...]:
+    """Of the first components, in as many digits as differences need."""
+    return tuple(float(f"{value:.{DIGITS}g}") for value in (values or ())[:WIDEST_ACTIONS])
+
+
+def _folded(values: Sequence[T]) -> list[T]:
+    """Of at most LARGEST_ACTIONS actions, neighbours together."""
+    each = max(1, -(-len(values) // LARGEST_ACTIONS))
+    return [cast("T", sum(values[first : first + each])) for first in range(0, len(values), each)]
 
 
 def _both(one: Actions, other: Actions) -> Actions:
@@ -291,10 +336,15 @@ def _both(one: Actions, other: Actions) -> Actions:
     sums = [a + b for a, b in zip(one.moments, other.moments, strict=False)]
     return Actions(
         number=one.number + other.number,
+        deterministic=_sum(one.deterministic, other.deterministic),
         counts=added(one.counts, other.counts),
         mean=tuple(each.mean for each in sums),
         m2=tuple(each.m2 for each in sums),
     )
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
 
 
 class _BackwardsError(Exception):
@@ -332,7 +382,9 @@ def _actions_since(now: Actions, before: Actions) -> Actions:
     if len(now.mean) != len(before.mean):
         raise _BackwardsError
     if not number:
-        return Actions(counts=(0,) * len(now.counts))
+        return Actions(deterministic=0, counts=(0,) * len(now.counts))
+    of_before = None if before.deterministic is None else -before.deterministic
+    deterministic = _sum(now.deterministic, of_before)
     means: list[float] = []
     squares: list[float] = []
     for mean, m2, mean_before, m2_before in zip(now.mean, now.m2, before.mean, before.m2, strict=True):
@@ -342,6 +394,7 @@ def _actions_since(now: Actions, before: Actions) -> Actions:
         squares.append(max(0.0, m2 - m2_before - delta * delta * before.number * number / now.number))
     return Actions(
         number=number,
+        deterministic=deterministic,
         counts=_counts_since(now.counts, before.counts),
         mean=tuple(means),
         m2=tuple(squares),

@@ -18,6 +18,8 @@ from ratchet.evidence import (
 from ratchet_operator.rollout.values import GuardPolicy, Rules, Stage
 
 Tested = RateAgainstStable | RateLimit | LatencyAgainstStable | LatencyLimit | ReturnGuard | DriftGuard
+# The two of one kind whose tests need other figures than the first of it.
+BASELINE, FROM_TRAINING = "episodeReturnBaseline", "actionDriftTraining"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,11 @@ def _guards(spec: PolicyDeploymentSpec) -> list[tuple[Guard, list[Tested]]]:
     width = returns.range.high - returns.range.low if returns.range is not None else None
     relative = 0.05 if returns.max_relative_drop is None else returns.max_relative_drop
     drop, relative = (0.0, relative) if returns.max_drop is None else (returns.max_drop, 0.0)
-    names = ["episodeReturn"] + (["episodeReturnBaseline"] if returns.baseline is not None else [])
+    names = ["episodeReturn"] + ([BASELINE] if returns.baseline is not None else [])
     found.append((returns, [ReturnGuard(name, drop, relative, width, returns.minimum) for name in names]))
     drift = guards.action_drift
-    found.append((drift, [DriftGuard("actionDrift", drift.max_distance, minimum=drift.minimum)]))
+    tests = [DriftGuard("actionDrift", drift.max_distance, minimum=drift.minimum)]
+    if drift.max_distance_from_training is not None:
+        tests.append(DriftGuard(FROM_TRAINING, drift.max_distance_from_training, minimum=drift.minimum))
+    found.append((drift, tests))
     return [(guard, tests) for guard, tests in found if guard.enabled]

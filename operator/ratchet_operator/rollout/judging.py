@@ -15,6 +15,7 @@ from pydantic import Field
 from ratchet.api.v1alpha1.base import ApiModel
 from ratchet.api.v1alpha1.serverstats import ServerStats
 from ratchet.evidence import (
+    LEAST_EPISODES,
     Cohort,
     Count,
     Decision,
@@ -27,17 +28,20 @@ from ratchet.evidence import (
     RateAgainstStable,
     RateLimit,
     RateRatio,
+    Reference,
     ReturnGuard,
     Returns,
     Shift,
     ShiftGuard,
     Verdict,
+    moot,
     source_down,
 )
 from ratchet.evidence.latency import added
 from ratchet_operator.rollout.counting import (
     CANARY,
     STABLE,
+    Actions,
     Counters,
     Known,
     Outcomes,
@@ -45,8 +49,9 @@ from ratchet_operator.rollout.counting import (
     counters_of,
     decisions_per_episode,
     increment,
+    reference_of,
 )
-from ratchet_operator.rollout.fromspec import Court, Tested
+from ratchet_operator.rollout.fromspec import BASELINE, FROM_TRAINING, Court, Tested
 
 # Looks may follow one another sooner, when something was written: a bad second must not count as two events.
 LOOK_SECONDS = 0.9
@@ -91,6 +96,10 @@ class Evidence(ApiModel):
         rates: by guard.
         canary_latency, stable_latency: counts that wait until both arms have answered.
         returns, baseline: cohorts against stable, and against a constant.
+        reference: what the canary did in training's evaluation, where that is asked for and known.
+        as_trained, otherwise: decisions of the canary that were chosen as in that evaluation, and those that
+            were not or of which it can't be told.
+        trained, trained_shift: the former, against the evaluation.
         length: decisions to an episode, None where it can't be told.
 
     """
@@ -116,6 +125,11 @@ class Evidence(ApiModel):
     baseline: Returns = Returns()
     drift: Drift = Drift()
     shift: Shift = Shift()
+    reference: Reference | None = None
+    as_trained: int = 0
+    otherwise: int = 0
+    trained: Drift = Drift()
+    trained_shift: Shift = Shift()
     length: float | None = 1.0
 
     def to_annotation(self) -> str:
@@ -223,10 +237,16 @@ def _take(
         pods[answer.uid] = known
         if not is_canary:
             routers.append(stats)
+    reference = evidence.reference
+    if reference is None and any(guard.name == FROM_TRAINING for guard in court.tested):
+        said = [one.stats for one in answers if one.arm == canary and one.stats]
+        told = [one.evaluated for one in said if one.evaluated and one.current == theirs]
+        reference = reference_of(told[0]) if told else None
     evidence = _update(
         evidence,
         pods=pods,
         heard=heard,
+        reference=reference,
         complete_since=complete_since,
         length=decisions_per_episode(routers) if routers else evidence.length,
     )
@@ -253,6 +273,9 @@ def _add(court: Court, evidence: Evidence, increments: Sequence[Counters]) -> Ev
                     for more in increments
                 ]
             )
+        elif guard.name == FROM_TRAINING:
+            for more in increments:
+                evidence = _add_trained(evidence, more.canary_actions)
         elif isinstance(guard, DriftGuard):
             for more in increments:
                 drift = _with_drift(drift, more)
@@ -286,6 +309,22 @@ def _with_shift(shift: Shift, more: Counters) -> Shift:
     nothing = (Moments(),) * width
     canary, stable = canary or nothing, stable or nothing
     return shift.add(canary, stable) if width and len(canary) == len(stable) == width else shift
+
+
+def _add_trained(evidence: Evidence, canary: Actions) -> Evidence:
+    """What was chosen in another way than in the evaluation can't be compared with it."""
+    reference = evidence.reference
+    if reference is None or not canary.number:
+        return evidence
+    if not canary.chosen(deterministic=reference.deterministic):
+        return _update(evidence, otherwise=evidence.otherwise + canary.number)
+    changes: dict[str, object] = {"as_trained": evidence.as_trained + canary.number}
+    if canary.counts and len(canary.counts) == len(reference.shares):
+        trained = evidence.trained if evidence.trained.reference else Drift(reference=reference.shares)
+        changes["trained"] = trained.add(canary.counts)
+    elif canary.mean and len(canary.mean) == len(reference.mean):
+        changes["trained_shift"] = evidence.trained_shift.add(canary.moments, reference.arm)
+    return _update(evidence, **changes)
 
 
 def _add_returns(court: Court, evidence: Evidence, cohorts: Sequence[Cohort]) -> Evidence:
@@ -353,10 +392,12 @@ def _judged(guard: Tested, evidence: Evidence, alpha: float, beta: float) -> Dec
             return guard.judge(evidence.latency or guard.start(), alpha, beta)
         case LatencyLimit():
             return guard.judge(evidence.latency.canary if evidence.latency else (), alpha, beta)
-        case ReturnGuard(name="episodeReturnBaseline"):
+        case ReturnGuard(name=name) if name == BASELINE:
             return guard.judge(evidence.baseline, alpha, beta)
         case ReturnGuard():
             return guard.judge(evidence.returns, alpha, beta)
+        case DriftGuard(name=name) if name == FROM_TRAINING:
+            return _judged_trained(guard, evidence, alpha, beta)
         case DriftGuard():
             return _judged_drift(guard, evidence, alpha, beta)
 
@@ -368,11 +409,45 @@ def _judged_drift(guard: DriftGuard, evidence: Evidence, alpha: float, beta: flo
         why = "actions of one episode depend on each other, and the servers do not count episodes"
         return Decision(guard.name, Verdict.NOT_ENOUGH_EVIDENCE, f"Drift can't be judged: {why}.")
     if not shift.components:
-        outputs = max(1.0, sum(drift.canary) / evidence.acted) if evidence.acted else 1.0
-        return replace(guard, decisions_per_episode=length * outputs).judge(drift, alpha, beta)
-    # Two normal distributions that are d standard deviations apart have this total variation.
-    apart = 2 * NormalDist().inv_cdf((1 + min(guard.distance, 0.9999)) / 2)
-    return ShiftGuard(guard.name, apart, length, guard.minimum).judge(shift, alpha, beta)
+        together = length * _outputs(drift, evidence.acted)
+        return replace(guard, decisions_per_episode=together).judge(drift, alpha, beta)
+    return ShiftGuard(guard.name, _apart(guard.distance), length, guard.minimum).judge(shift, alpha, beta)
+
+
+def _judged_trained(guard: DriftGuard, evidence: Evidence, alpha: float, beta: float) -> Decision:
+    """Likewise; half of the guard's share is for what the evaluation leaves open."""
+    reference = evidence.reference
+    if not evidence.looked:
+        return Decision(guard.name, Verdict.NOT_ENOUGH_EVIDENCE, "The canary has not said what it serves.")
+    if reference is None:
+        return moot(guard.name, "the canary's policy comes without figures of an evaluation")
+    if reference.episodes < LEAST_EPISODES:
+        enough = f"of the {LEAST_EPISODES} episodes that are needed"
+        return moot(guard.name, f"the evaluation of the canary's policy has {reference.episodes} {enough}")
+    if evidence.otherwise > evidence.as_trained:
+        ways = ("sampled", "the most likely ones")
+        why = f"most actions are not {ways[reference.deterministic]}, as those of the evaluation are"
+        return moot(guard.name, why)
+    # Clients that name no episodes play them all the same.
+    length = evidence.length if evidence.length and evidence.length > 1 else reference.length
+    slack, alpha = reference.slack(alpha / 2), alpha / 2
+    if reference.shares:
+        together = length * _outputs(evidence.trained, evidence.as_trained)
+        test = replace(guard, decisions_per_episode=together, slack=sum(slack) / 2)
+        return test.judge(evidence.trained, alpha, beta)
+    apart = _apart(guard.distance)
+    test = ShiftGuard(guard.name, apart, length, guard.minimum, slack, of_training=True)
+    return test.judge(evidence.trained_shift, alpha, beta)
+
+
+def _outputs(drift: Drift, acted: int) -> float:
+    """Counted actions to a decision: a MultiDiscrete one has several."""
+    return max(1.0, sum(drift.canary) / acted) if acted else 1.0
+
+
+def _apart(distance: float) -> float:
+    """Standard deviations that two normal distributions of this total variation are apart."""
+    return 2 * NormalDist().inv_cdf((1 + min(distance, 0.9999)) / 2)
 
 
 def _update(evidence: Evidence, **changes: object) -> Evidence:

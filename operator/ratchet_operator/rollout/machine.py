@@ -341,7 +341,8 @@ def _in_doubt(at: At, trial: Trial) -> tuple[Decision, Doubt] | None:
                 do = policy.on_source_down
             case Verdict.NOT_ENOUGH_EVIDENCE:
                 is_due = bool(decision.canary_n) and at.is_late(trial)
-                do = "Advance" if trial.phase != "Stage" else policy.on_not_enough if is_due else "Hold"
+                if trial.phase == "Stage" and not decision.moot:
+                    do = policy.on_not_enough if is_due else "Hold"
             case Verdict.PASS:
                 pass
         if do == "RollBack":

@@ -233,10 +233,18 @@ class ReturnGuard(Guard):
 
 
 class DriftGuard(Guard):
-    """Total variation of the actions."""
+    """Total variation of the actions from those of the stable arm and, where it is written, of training."""
 
     enabled: bool = False
-    max_distance: float = Field(default=0.2, gt=0, le=1)
+    max_distance: float = Field(default=0.2, gt=0, le=1, description="From the stable arm's actions.")
+    max_distance_from_training: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="From what the policy did in the evaluation of its checkpoint. Nothing is compared where "
+        "there was none, or one of fewer than 20 episodes, and where clients ask for most likely actions "
+        "and the evaluation did not, or the other way round.",
+    )
 
 
 class TripWire(ApiModel):

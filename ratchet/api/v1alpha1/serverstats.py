@@ -73,9 +73,31 @@ class ActionStats(ApiModel):
     """
 
     number: Count = 0
+    deterministic: Count | None = Field(
+        default=None, description="Of `number`, those that were asked for as the most likely ones."
+    )
     counts: list[Count] | None = None
     mean: list[float] | None = None
     m2: list[float] | None = None
+
+
+class EvaluatedActions(ApiModel, extra="ignore"):
+    """What a policy did in the trainer's evaluation: the distribution that its artifact promises.
+
+    `counts` has one entry for each output of a discrete policy; `mean` and `deviation` have one for each
+    component of a continuous one. The decisions of an episode depend on each other, so `error` is taken from
+    the differences between episodes.
+    """
+
+    episodes: int = Field(ge=2)
+    decisions: int = Field(ge=1)
+    deterministic: bool = Field(description="Whether it took the most likely actions.")
+    counts: tuple[Count, ...] = ()
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+    error: tuple[float, ...] = Field(
+        description="Standard error of each share of the counts, or of each mean."
+    )
 
 
 class ArmStats(ApiModel):
@@ -130,6 +152,9 @@ class ServerStats(ApiModel):
     )
     lineage: Lineage | None = Field(
         default=None, description="Where `current` comes from, as it says itself; its digest covers that."
+    )
+    evaluated: EvaluatedActions | None = Field(
+        default=None, description="Of `current`; its artifact names none where it was not evaluated."
     )
     route: RouteStats = RouteStats()
     connections: Count = 0

@@ -52,6 +52,7 @@ SHAPES = {
     "episodeReturn": _Shape(_plain, _signed, "≥"),
     "episodeReturnBaseline": _Shape(_plain, _signed, "≥"),
     "actionDrift": _Shape(),
+    "actionDriftTraining": _Shape(),
     "maskViolations": _Shape(),
     "nan": _Shape(),
     "restarts": _Shape(),
