@@ -1,7 +1,9 @@
 """A small client of the API server: plain JSON over aiohttp, with the credentials of `kubernetes.aio`."""
 
 import asyncio
+import json
 import ssl
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ PARTIAL = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=20)
 PAGE = 100
 AT_ONCE = 64  # requests
+DEEPEST = 10_000  # levels of JSON that API servers take, of what a schema leaves open
 NO_VERSION = "1"  # of no object, since etcd's first write has revision 2
 
 
@@ -107,6 +110,8 @@ class ApiServer:
         self._watching: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "ApiServer":
+        # One object that json can't read would end kopf, and each list of its kind. 8 MiB of stack hold that.
+        sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEPEST + 2_000))
         self._session = session(self.configuration, limit=AT_ONCE, may_write=lambda: self.may_write())
         self._watching = session(self.configuration, limit=0)  # a watch keeps its connection for minutes
         return self
@@ -147,11 +152,11 @@ class ApiServer:
             ) as answer:
                 text = await answer.read()
                 if answer.status < 400:
-                    return orjson.loads(text) if text else {}
+                    return parsed(text) if text else {}
                 raise _error(answer.status, text, answer.headers.get("Retry-After"))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ApiError(0, type(error).__name__, str(error) or f"{method} {path} got no answer") from error
-        except orjson.JSONDecodeError as error:
+        except ValueError as error:
             raise ApiError(0, "NoJSON", f"{method} {path} got what is no JSON: {error}") from error
 
     async def _write(self, verb: str, kind: Kind, *args: Any, **kwargs: Any) -> Json:
@@ -325,11 +330,24 @@ class ApiServer:
                 async for chunk in answer.content.iter_any():  # its own lines end at 128 kB
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
-                        yield orjson.loads(line)
+                        yield parsed(line)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ApiError(0, type(error).__name__, str(error) or "the watch broke") from error
-        except orjson.JSONDecodeError as error:
+        except ValueError as error:
             raise ApiError(0, "NoJSON", f"a watch said what is no JSON: {error}") from error
+
+
+def parsed(text: bytes) -> Any:
+    """JSON as deep as API servers take it; orjson stops at a tenth of that.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)
 
 
 class _Connections(aiohttp.TCPConnector):
